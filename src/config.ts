@@ -1,30 +1,38 @@
 // What the proxy is told: one frozen Config, parsed once from flags, environment and file.
+// Flag beats environment beats file; a repeatable option replaces what a weaker source or the default says.
+// Bad input is never thrown: all errors come back together, each naming the option as it was written.
 
-/** How TLS is used towards a server (`--downstream-tls`, `?tls=` of a route). */
-export type TlsPolicy = 'opportunistic' | 'require' | 'verify' | 'off';
+import { readFileSync } from 'node:fs';
+import os from 'node:os';
+import { parseDocument, stringify } from 'yaml';
+import {
+  formatHostPort,
+  type HostPort,
+  type ListenAddress,
+  type TlsPolicy,
+  toDomain,
+} from './option-kinds.ts';
+import {
+  type AnyOption,
+  camelCase,
+  envName,
+  isOptionName,
+  kebabCase,
+  nearest,
+  OPTION_NAMES,
+  OPTIONS,
+  type OptionName,
+  type OptionValues,
+} from './options.ts';
+import { applyTlsPolicy, maskRouteText, type Route, withoutSecrets } from './route-option.ts';
+
+export type { ListenAddress, TlsPolicy } from './option-kinds.ts';
+export type { Options } from './options.ts';
+export type { Route, StaticHost } from './route-option.ts';
 
 export type Mode = 'cut-through' | 'fast-path' | 'spool';
 export type Fallback = 'none' | 'fast-path' | 'spool';
 export type MixedPolicy = 'fail' | 'split' | 'spool';
-
-/** One `--listen` URL. */
-export type ListenAddress = Readonly<{ protocol: 'smtp' | 'smtps'; host: string; port: number }>;
-
-/** One server of a static next hop, as the operator wrote it. */
-export type StaticHost = Readonly<{
-  protocol: 'smtp' | 'smtps' | 'lmtp';
-  host: string;
-  port: number;
-  auth: Readonly<{ user: string; pass: string }> | null;
-  /** From `?tls=`, else `--downstream-tls`. */
-  tls: TlsPolicy;
-}>;
-
-/** One `--route PATTERN=NEXTHOP`. `pattern` is lower case, A-labels: `example.com`, `.example.com` or `*`. */
-export type Route = Readonly<{
-  pattern: string;
-  nextHop: Readonly<{ kind: 'mx' }> | Readonly<{ kind: 'static'; hosts: readonly StaticHost[] }>;
-}>;
 
 export type Config = Readonly<{
   mode: Mode;
@@ -32,7 +40,7 @@ export type Config = Readonly<{
   mixed: MixedPolicy;
   listen: readonly ListenAddress[];
   /** null = `--http off`. */
-  http: Readonly<{ host: string; port: number }> | null;
+  http: HostPort | null;
   hostname: string;
   routes: readonly Route[];
   /** CIDR strings. */
@@ -68,3 +76,314 @@ export type Config = Readonly<{
   logLevel: 'fatal' | 'error' | 'warn' | 'info' | 'debug' | 'trace' | 'silent';
   logFormat: 'json' | 'pretty';
 }>;
+
+export type ParsedConfig =
+  | Readonly<{ ok: true; config: Config; warnings: readonly string[] }>
+  /** `tlsFiles` so that `check` can look at the files although something else is wrong. */
+  | Readonly<{ ok: false; errors: readonly string[]; tlsFiles: TlsFiles }>;
+
+export type TlsFiles = Pick<Config, 'tlsCert' | 'tlsKey'>;
+
+export type ConfigSources = Readonly<{
+  /** By name, camelCase or kebab-case, as commander or `createProxy` has them; undefined = not given. */
+  flags?: Readonly<Record<string, unknown>>;
+  /** The whole environment; only `CUTTHROUGH_*` is read. Repeatable options are separated by white space. */
+  env?: Readonly<Record<string, string | undefined>>;
+  /** The parsed YAML, camelCase or kebab-case. */
+  file?: unknown;
+  /** Stands before each error about `file`. */
+  fileName?: string | undefined;
+  /** What the defaults of `--hostname` and `--log-format` depend on. */
+  machine?: Readonly<{ hostname: string; terminal: boolean }>;
+}>;
+
+/** An option as one source gives it. */
+type Given = Readonly<{ name: OptionName; label: string; raw: unknown; style: Style }>;
+
+/** How a source writes options, so that errors can speak its language. */
+type Style = Readonly<{
+  label: (name: string) => string;
+  written: (label: string, text: string) => string;
+  /** Whether one string holds all values of a repeatable option. */
+  splits: boolean;
+}>;
+
+const FLAG_STYLE: Style = {
+  label: (name) => `--${name}`,
+  written: (label, text) => `${label} ${text}`,
+  splits: false,
+};
+
+// White space, because the hosts of a route are already separated by commas.
+const ENV_STYLE: Style = { label: envName, written: (label, text) => `${label}=${text}`, splits: true };
+
+const FILE_STYLE: Style = {
+  label: camelCase,
+  written: (label, text) => `${label}: ${text}`,
+  splits: false,
+};
+
+/** Reads all sources into one frozen Config, or says everything that is wrong with them. */
+export function parseConfig(sources: ConfigSources): ParsedConfig {
+  const errors: string[] = [];
+  const given = new Map<OptionName, Given>();
+  const inRisingOrder = [
+    ...givenInFile(sources, errors),
+    ...givenInEnv(sources, errors),
+    ...givenAsFlags(sources, errors),
+  ];
+  for (const entry of inRisingOrder) given.set(entry.name, entry);
+
+  const machine = sources.machine ?? { hostname: os.hostname(), terminal: process.stdout.isTTY === true };
+  const values = readValues(given, machine, errors);
+  const label = (name: OptionName) => given.get(name)?.label ?? FLAG_STYLE.label(name);
+  errors.push(...contradictions(values, label));
+  if (errors.length > 0) {
+    return {
+      ok: false,
+      errors,
+      tlsFiles: { tlsCert: values.tlsCert ?? null, tlsKey: values.tlsKey ?? null },
+    };
+  }
+
+  // No error means that every option of the table has its value.
+  const complete = values as OptionValues;
+  const routes = complete.routes.map((route) => applyTlsPolicy(route, complete.downstreamTls));
+  const config = deepFreeze<Config>({ ...complete, routes });
+  return { ok: true, config, warnings: warningsAbout(config) };
+}
+
+/** `parseConfig` with the file that `--config` or CUTTHROUGH_CONFIG names, read anew at each call. */
+export function loadConfig(sources: Pick<ConfigSources, 'flags' | 'env' | 'machine'>): ParsedConfig {
+  const fileName = sources.flags?.config ?? (sources.env?.CUTTHROUGH_CONFIG || undefined);
+  if (typeof fileName !== 'string') return parseConfig(sources);
+  const read = readYaml(fileName);
+  const parsed = parseConfig({ ...sources, file: read.content, fileName });
+  if (read.errors.length === 0) return parsed;
+  const { errors, tlsFiles } = parsed.ok ? { errors: [], tlsFiles: parsed.config } : parsed;
+  return { ok: false, errors: [...read.errors, ...errors], tlsFiles };
+}
+
+function readYaml(fileName: string): { content: unknown; errors: string[] } {
+  try {
+    const document = parseDocument(readFileSync(fileName, 'utf8'));
+    const errors = document.errors.map((error) => `${fileName}: ${firstLine(error.message)}`);
+    return { content: errors.length === 0 ? document.toJS() : {}, errors };
+  } catch (error) {
+    const reason = error instanceof Error ? firstLine(error.message) : String(error);
+    return { content: {}, errors: [`--config ${fileName}: cannot be read: ${reason}`] };
+  }
+}
+
+function firstLine(text: string): string {
+  return (text.split('\n')[0] ?? '').replace(/:$/, '');
+}
+
+function* givenAsFlags({ flags = {} }: ConfigSources, errors: string[]): Generator<Given> {
+  for (const [key, raw] of Object.entries(flags)) {
+    const name = kebabCase(key);
+    if (raw === undefined) continue;
+    if (isOptionName(name)) yield { name, label: FLAG_STYLE.label(name), raw, style: FLAG_STYLE };
+    else errors.push(unknownOption('flag', key.startsWith('-') ? key : `--${name}`, FLAG_STYLE));
+  }
+}
+
+function* givenInEnv({ env = {} }: ConfigSources, errors: string[]): Generator<Given> {
+  for (const [label, raw] of Object.entries(env)) {
+    // Compose files and unit files pass variables on empty when they mean "not set".
+    if (!label.startsWith('CUTTHROUGH_') || raw === undefined || raw === '') continue;
+    const name = OPTION_NAMES.find((option) => envName(option) === label);
+    if (name !== undefined) yield { name, label, raw, style: ENV_STYLE };
+    else if (!isServiceLink(label, raw)) errors.push(unknownOption('variable', label, ENV_STYLE));
+  }
+}
+
+/** What Kubernetes sets in every pod beside a service that is called "cutthrough"; nobody wrote that for us. */
+function isServiceLink(label: string, value: string): boolean {
+  if (label === 'CUTTHROUGH_PORT') return /^(tcp|udp):\/\//.test(value);
+  return /^CUTTHROUGH_(SERVICE_(HOST|PORT(_.*)?)|PORT_\d+_(TCP|UDP)(_.*)?)$/.test(label);
+}
+
+function* givenInFile({ file, fileName }: ConfigSources, errors: string[]): Generator<Given> {
+  if (file === undefined || file === null) return;
+  const prefix = fileName === undefined ? '' : `${fileName}: `;
+  if (typeof file !== 'object' || Array.isArray(file)) {
+    errors.push(`${fileName ?? 'the config file'}: must be a map of options, such as "mxPort: 25"`);
+    return;
+  }
+  const seen = new Set<string>();
+  for (const [key, raw] of Object.entries(file)) {
+    const name = kebabCase(key);
+    const label = prefix + key;
+    if (raw === undefined) continue;
+    if (seen.has(name))
+      errors.push(`${label}: is there twice, as ${camelCase(name)} and as ${name}; keep one`);
+    else if (name === 'config') errors.push(`${label}: one config file cannot name another; use --config`);
+    else if (isOptionName(name)) yield { name, label, raw, style: FILE_STYLE };
+    else errors.push(unknownOption('key', label, FILE_STYLE));
+    seen.add(name);
+  }
+}
+
+function unknownOption(what: 'flag' | 'variable' | 'key', label: string, style: Style): string {
+  const known = OPTION_NAMES.map(style.label);
+  return `${label}: unknown ${what}; the nearest known one is ${nearest(lastWord(label), known)}`;
+}
+
+/** The key without the name of its file. */
+function lastWord(label: string): string {
+  return label.slice(label.lastIndexOf(' ') + 1);
+}
+
+/** The value of every option, given or default; one with an error is left out. */
+function readValues(
+  given: ReadonlyMap<OptionName, Given>,
+  machine: NonNullable<ConfigSources['machine']>,
+  errors: string[],
+): Partial<OptionValues> {
+  const foundOut: Partial<Record<OptionName, string>> = {
+    // A container's name may be all digits, which is no domain; that must not keep the proxy from starting.
+    hostname: toDomain(machine.hostname) ?? 'localhost',
+    'log-format': machine.terminal ? 'pretty' : 'json',
+  };
+  const values = new Map<string, unknown>();
+  for (const name of OPTION_NAMES) {
+    const option: AnyOption = OPTIONS[name];
+    const preset = {
+      name,
+      label: FLAG_STYLE.label(name),
+      raw: foundOut[name] ?? option.default,
+      style: FLAG_STYLE,
+    };
+    const entry = given.get(name) ?? preset;
+    const before = errors.length;
+    const value = entry.raw === null && entry === preset ? null : readValue(option, entry, errors);
+    if (option.field !== null && errors.length === before) values.set(option.field, value);
+  }
+  return Object.fromEntries(values) as Partial<OptionValues>;
+}
+
+function readValue(option: AnyOption, given: Given, errors: string[]): unknown {
+  if (option.available?.length === 0 && given.raw !== option.default) {
+    const written = given.style.written(given.label, printable(option, [given.raw].flat().join(' ')));
+    errors.push(`${written} is not available yet in this version; leave it out`);
+    return undefined;
+  }
+  const texts = toTexts(option, given);
+  if (typeof texts === 'string') {
+    errors.push(`${given.label}: ${texts}`);
+    return undefined;
+  }
+  const values = texts.map((text) => readText(option, given, text, errors));
+  return option.takes === 'many' ? values : values[0];
+}
+
+/** The texts of an option's values, or what is wrong with their shape. */
+function toTexts(option: AnyOption, { raw, style }: Given): readonly string[] | string {
+  const list = Array.isArray(raw) ? raw : [raw];
+  if (list.some((item) => item === null || typeof item === 'object' || item === undefined)) {
+    return option.takes === 'many' ? 'must be a value or a list of values' : 'must have one value';
+  }
+  if (option.takes !== 'many') return Array.isArray(raw) ? 'takes one value, not a list' : [String(raw)];
+  const texts = list.flatMap((item) =>
+    style.splits ? String(item).split(/\s+/).filter(Boolean) : String(item),
+  );
+  if (option.atLeastOne) return texts.length > 0 ? texts : 'needs at least one value';
+  return texts.length === 1 && texts[0] === 'none' ? [] : texts;
+}
+
+function readText(option: AnyOption, given: Given, text: string, errors: string[]): unknown {
+  const written = given.style.written(given.label, printable(option, text));
+  const result = option.kind.codec.safeDecode(text);
+  if (!result.success) {
+    errors.push(`${written}: ${result.error.issues[0]?.message}`);
+  } else if (option.available?.includes(text) === false) {
+    const instead = given.style.written(lastWord(given.label), option.available.join(' or '));
+    errors.push(`${written} is not available yet in this version; use ${instead}`);
+  }
+  return result.data;
+}
+
+/** The value for an error message: on one line, of bounded length and without a password. */
+function printable(option: AnyOption, text: string): string {
+  const masked = option === OPTIONS.route ? maskRouteText(text) : text;
+  const short = masked.length > 200 ? `${masked.slice(0, 200)}...` : masked;
+  return short === '' || /[\x00-\x1f\x7f]/.test(short) ? JSON.stringify(short) : short;
+}
+
+/** Values that are good by themselves but not together. Those that had an error are not looked at again. */
+function contradictions(values: Partial<OptionValues>, label: (name: OptionName) => string): string[] {
+  const { tlsCert, tlsKey, requireTls, listen = [], routes = [] } = values;
+  const noTls = tlsCert === null && tlsKey === null;
+  const both = `${label('tls-cert')} and ${label('tls-key')}`;
+  const found: string[] = [];
+  if (tlsCert && tlsKey === null)
+    found.push(`${label('tls-cert')} ${tlsCert}: needs ${label('tls-key')} as well`);
+  if (tlsKey && tlsCert === null)
+    found.push(`${label('tls-key')} ${tlsKey}: needs ${label('tls-cert')} as well`);
+  if (requireTls && noTls) found.push(`${label('require-tls')}: needs ${both}`);
+  for (const [index, address] of listen.entries()) {
+    const url = `${address.protocol}://${formatHostPort(address)}`;
+    const isSame = (other: ListenAddress) => formatHostPort(other) === formatHostPort(address);
+    if (address.protocol === 'smtps' && noTls) found.push(`${label('listen')} ${url}: needs ${both}`);
+    if (address.port !== 0 && listen.findIndex(isSame) < index) {
+      found.push(`${label('listen')} ${url}: this address is there twice; keep one`);
+    }
+  }
+  for (const [index, { pattern }] of routes.entries()) {
+    if (routes.findIndex((other) => other.pattern === pattern) < index) {
+      found.push(
+        `${label('route')} ${pattern}=: this pattern is there twice; put all its hosts in one, comma-separated`,
+      );
+    }
+  }
+  return found;
+}
+
+// RFC 5321 §4.5.3.2.3: a client waits 5 minutes for the reply to RCPT.
+const RCPT_TIMEOUT_OF_CLIENTS_MS = 300_000;
+
+function warningsAbout(config: Config): readonly string[] {
+  const warnings: string[] = [];
+  const open = config.trust.filter((network) => network.endsWith('/0'));
+  if (open.length > 0)
+    warnings.push(`trust ${open.join(' ')}: everybody may relay to any domain (an open relay)`);
+  if (config.rcptDeadlineMs >= RCPT_TIMEOUT_OF_CLIENTS_MS) {
+    warnings.push('rcptDeadline: clients wait 5m for an RCPT (RFC 5321 §4.5.3.2.3) and will be gone by then');
+  }
+  if (!config.hostname.includes('.') && config.routes.some(({ nextHop }) => nextHop.kind === 'mx')) {
+    // RFC 5321 §2.3.5: only fully qualified names may be given in EHLO, and many MX hosts insist.
+    warnings.push(
+      `hostname ${config.hostname}: MX hosts may refuse a name without a domain; give --hostname`,
+    );
+  }
+  return warnings;
+}
+
+function deepFreeze<T>(value: T): T {
+  if (typeof value === 'object' && value !== null) Object.values(Object.freeze(value)).forEach(deepFreeze);
+  return value;
+}
+
+/** The effective config as YAML that can be fed back in by `--config`, with the passwords of routes masked. */
+export function describeConfig(config: Config): string {
+  const routes = config.routes.map((route) => withoutSecrets(route, config.downstreamTls));
+  const fields: Readonly<Record<string, unknown>> = { ...config, routes };
+  const settings: Record<string, unknown> = {};
+  for (const name of OPTION_NAMES) {
+    const option: AnyOption = OPTIONS[name];
+    const value = option.field === null ? null : fields[option.field];
+    const encode = (item: unknown) => scalar(option.kind.codec.encode(item));
+    if (Array.isArray(value)) settings[camelCase(name)] = value.map(encode);
+    // Null stands for "none", and has a word of its own only where it isn't the absence of the option.
+    else if (option.field !== null && (value !== null || option.takes === 'one'))
+      settings[camelCase(name)] = encode(value);
+  }
+  return stringify(settings, { lineWidth: 0 });
+}
+
+/** Numbers and booleans stand in YAML as such. */
+function scalar(text: string): string | number | boolean {
+  if (text === 'true' || text === 'false') return text === 'true';
+  return /^\d{1,15}$/.test(text) ? Number(text) : text;
+}

@@ -1,0 +1,286 @@
+// Builds the real parts and wires them: the only place that knows the clock, the resolver, files and random numbers.
+// createProxy() is what `cutthrough serve` runs, and what an embedding program or a test imports.
+import { randomBytes } from 'node:crypto';
+import { lookup as systemLookup } from 'node:dns/promises';
+import { readFile } from 'node:fs/promises';
+import { isIP } from 'node:net';
+import { networkInterfaces } from 'node:os';
+import { performance } from 'node:perf_hooks';
+import type { Logger } from 'pino';
+import { type Config, type Options, parseConfig } from './config.ts';
+import type { Recipient, Sender } from './cut-through/leg.ts';
+import { Transaction } from './cut-through/transaction.ts';
+import { SOCKET_HIGH_WATER_OCTETS } from './downstream/connect.ts';
+import { type HttpServer, startHttp } from './http/server.ts';
+import { createLogger } from './log.ts';
+import { classLabel, createMetrics, type Metrics } from './metrics.ts';
+import { createMxResolver, type DnsClient, systemDns } from './routing/mx.ts';
+import { createRouter, type Router } from './routing/routes.ts';
+import { protocolKeyword, receivedLine } from './smtp/received.ts';
+import { type Admission, createAdmission } from './upstream/admission.ts';
+import type { Client, SessionContext, UpstreamConnection } from './upstream/connection.ts';
+import { type Certificate, Listener } from './upstream/listener.ts';
+import { VERSION } from './version.ts';
+
+export interface Proxy {
+  /** The addresses actually bound, in the order of `listen`. */
+  readonly addresses: { readonly listen: readonly string[]; readonly http: string | null };
+  /** Prometheus text. */
+  metrics(): Promise<string>;
+  /** New sessions use `config` and its certificates; running ones finish with the old. Rejects and changes nothing when a file can't be read. */
+  reload(config: Config): Promise<void>;
+  /** Drains: no new sessions, running transactions finish within `drainTimeoutMs`. */
+  close(options?: { drainTimeoutMs?: number }): Promise<void>;
+}
+
+export type { Options } from './config.ts';
+
+/**
+ * Starts a proxy in this process. Options have the names of INTERFACE.md's flags in camelCase.
+ * @throws Error naming every bad option; the system's error when an address can't be bound
+ */
+export async function createProxy(options: Options = {}, logger?: Logger): Promise<Proxy> {
+  const parsed = parseConfig({ file: options });
+  if (!parsed.ok) throw new Error(parsed.errors.join('\n'));
+  const { config } = parsed;
+  return await createProxyFromConfig(config, logger ?? createLogger({ level: config.logLevel, format: config.logFormat }));
+}
+
+/** As createProxy(), with options that are parsed already. */
+export async function createProxyFromConfig(config: Config, logger: Logger): Promise<Proxy> {
+  const proxy = new RunningProxy(config, logger);
+  await proxy.start();
+  return proxy;
+}
+
+/** What a reload replaces as a whole. */
+type Generation = Readonly<{ config: Config; admission: Admission; router: Router; certificate: Certificate | null }>;
+
+class RunningProxy implements Proxy {
+  readonly #log: Logger;
+  readonly #metrics: Metrics;
+  readonly #transactions = new Set<Transaction>();
+  /** Next hops (by key) whose last session offered DSN. */
+  readonly #dsn = new Map<string, boolean>();
+  #first: Config;
+  #generation: Generation | null = null;
+  #listeners: readonly Listener[] = [];
+  #http: HttpServer | null = null;
+  #connections = 0;
+  #sessions = 0;
+  #draining = false;
+
+  constructor(config: Config, log: Logger) {
+    this.#first = config;
+    this.#log = log;
+    this.#metrics = createMetrics({ version: VERSION, mode: config.mode, fallback: config.fallback });
+    const { bufferedBytes } = this.#metrics;
+    // Read when scraped: counting it up and down for each chunk would cost more than it tells.
+    Object.assign(bufferedBytes, { collect: () => bufferedBytes.set(this.#unsentBytes()) });
+  }
+
+  get addresses(): { listen: readonly string[]; http: string | null } {
+    return { listen: this.#listeners.map((listener) => listener.url), http: this.#http?.address ?? null };
+  }
+
+  async start(): Promise<void> {
+    const config = this.#first;
+    this.#generation = await this.#generationOf(config);
+    const { certificate } = this.#generation;
+    this.#listeners = config.listen.map(
+      (address) => new Listener(address, config.hostname, certificate, (listener) => this.#contextOf(listener)),
+    );
+    try {
+      for (const listener of this.#listeners) await listener.start();
+      if (config.http !== null) this.#http = await startHttp(config.http, this.#httpSources());
+    } catch (error) {
+      await this.close({ drainTimeoutMs: 0 });
+      throw error;
+    }
+  }
+
+  async metrics(): Promise<string> {
+    return await this.#metrics.registry.metrics();
+  }
+
+  async reload(config: Config): Promise<void> {
+    const generation = await this.#generationOf(config);
+    this.#generation = generation;
+    const { certificate } = generation;
+    if (certificate !== null) for (const listener of this.#listeners) listener.useCertificate(certificate);
+  }
+
+  async close(options: { drainTimeoutMs?: number } = {}): Promise<void> {
+    this.#draining = true;
+    const timeoutMs = options.drainTimeoutMs ?? this.#config.drainTimeoutMs;
+    const listening = this.#listeners.filter((listener) => listener.server.listening);
+    await Promise.all(listening.map((listener) => listener.drain(timeoutMs)));
+    await this.#http?.close();
+  }
+
+  get #config(): Config {
+    return this.#generation?.config ?? this.#first;
+  }
+
+  async #generationOf(config: Config): Promise<Generation> {
+    const mx = createMxResolver({
+      dns: systemDns(config.dns),
+      allow: config.mxAllow,
+      isOwn: (host, address) => this.#isOwn(config, host, address),
+      now: () => performance.now(),
+      random: Math.random,
+    });
+    const router = createRouter({ routes: config.routes, mx, mxPort: config.mxPort, mxTls: config.downstreamTls });
+    const certificate =
+      config.tlsCert === null || config.tlsKey === null
+        ? null
+        : { cert: await readFile(config.tlsCert), key: await readFile(config.tlsKey) };
+    return { config, admission: createAdmission(config), router, certificate };
+  }
+
+  /** RFC 5321 §5.1: our own name, or an address at which connecting would reach ourselves. */
+  #isOwn(config: Config, host: string, address: string | null): boolean {
+    if (host === config.hostname.toLowerCase()) return true;
+    if (address === null) return false;
+    return this.#listeners.some((listener) => {
+      const bound = new URL(listener.url);
+      if (Number(bound.port) !== config.mxPort) return false;
+      const at = bound.hostname.replace(/^\[|\]$/g, '');
+      return at === address || ((at === '0.0.0.0' || at === '::') && ownAddresses().has(address));
+    });
+  }
+
+  #contextOf(listener: Listener): SessionContext {
+    const generation = this.#generation!;
+    const { config, admission, certificate } = generation;
+    const metrics = this.#metrics;
+    metrics.upstreamConnections.inc({ listener: listener.address.protocol });
+    metrics.upstreamConnectionsActive.inc();
+    this.#connections++;
+    return {
+      config,
+      admission,
+      metrics,
+      log: this.#log,
+      startTls: certificate !== null && listener.address.protocol === 'smtp',
+      offersDsn: () => this.#offersDsn(config),
+      newTransaction: (sender, client) => this.#newTransaction(generation, sender, client),
+      hasRoom: () => this.#connections <= config.maxConnections,
+      onClosed: (_connection: UpstreamConnection) => {
+        this.#connections--;
+        metrics.upstreamConnectionsActive.dec();
+      },
+    };
+  }
+
+  #newTransaction(generation: Generation, sender: Sender, client: Client): Transaction {
+    const { config, router } = generation;
+    const metrics = this.#metrics;
+    const transaction = new Transaction(sender, {
+      config,
+      router,
+      metrics,
+      log: this.#log,
+      now: () => performance.now(),
+      newId: () => randomBytes(9).toString('base64url'),
+      received: (id, only) => received(config, sender, client, id, only),
+      overloaded: () => this.#overloaded(config),
+      onEnd: (ended) => this.#transactions.delete(ended),
+      leg: {
+        now: () => performance.now(),
+        onPhase: (phase, seconds) => metrics.phaseDuration.observe({ phase }, seconds),
+        onSession: (nextHop, session) => {
+          this.#dsn.set(nextHop.key, session.capabilities.dsn);
+          metrics.sessionsActive.set(++this.#sessions);
+          return () => metrics.sessionsActive.set(--this.#sessions);
+        },
+        connect: {
+          config,
+          lookup: (host) => addressesOf(host, config.dns),
+          onResult: (result) => metrics.connectAttempts.inc({ result }),
+          onRetry: () => metrics.connectRetries.inc(),
+          onReply: (phase, reply) =>
+            metrics.downstreamReplies.inc({ phase, class: classLabel(reply === null ? null : reply.code) }),
+        },
+      },
+    });
+    this.#transactions.add(transaction);
+    return transaction;
+  }
+
+  /** DSN is promised only where every next hop is known to take it: all static, each seen to offer it. */
+  #offersDsn(config: Config): boolean {
+    if (config.routes.some(({ nextHop }) => nextHop.kind === 'mx')) return false;
+    return this.#dsn.size > 0 && [...this.#dsn.values()].every((offered) => offered);
+  }
+
+  #unsentBytes(): number {
+    let bytes = 0;
+    for (const transaction of this.#transactions) bytes += transaction.unsentBytes;
+    return bytes;
+  }
+
+  #overloaded(config: Config): boolean {
+    // Adding up is only worth it when the open sessions could hold that much at all.
+    const most = this.#sessions * 2 * SOCKET_HIGH_WATER_OCTETS;
+    return most >= config.maxBufferedBytes && this.#unsentBytes() >= config.maxBufferedBytes;
+  }
+
+  #httpSources() {
+    return {
+      metrics: async () => ({ contentType: this.#metrics.registry.contentType, text: await this.metrics() }),
+      ready: () => !this.#draining && this.#listeners.every((listener) => listener.server.listening),
+      status: () => this.#status(),
+    };
+  }
+
+  #status() {
+    return {
+      version: VERSION,
+      mode: this.#config.mode,
+      fallback: this.#config.fallback,
+      draining: this.#draining,
+      listen: this.addresses.listen,
+      connections: this.#connections,
+      transactions: [...this.#transactions].map((transaction) => transaction.describe()),
+    };
+  }
+}
+
+function received(config: Config, sender: Sender, client: Client, id: string, only: Recipient | null): Buffer {
+  return receivedLine({
+    helo: client.helo,
+    clientAddress: client.address,
+    byHostname: config.hostname,
+    protocol: protocolKeyword({
+      ehlo: client.extended,
+      tls: client.tls !== null,
+      smtputf8: sender.params.smtputf8,
+    }),
+    tls: client.tls,
+    id,
+    forRecipient: only?.mailbox.address ?? null,
+    date: new Date(),
+  });
+}
+
+/** A static next hop's addresses: the given resolvers first, then the system (which also knows /etc/hosts). */
+async function addressesOf(host: string, servers: readonly string[]): Promise<readonly string[]> {
+  if (isIP(host) !== 0) return [host];
+  if (servers.length > 0) {
+    const found = await addressesByDns(host, systemDns(servers));
+    if (found.length > 0) return found;
+  }
+  return (await systemLookup(host, { all: true })).map(({ address }) => address);
+}
+
+async function addressesByDns(host: string, dns: DnsClient): Promise<string[]> {
+  const answers = await Promise.allSettled([dns.resolve6(host), dns.resolve4(host)]);
+  return answers.flatMap((answer) => (answer.status === 'fulfilled' ? answer.value.map(({ address }) => address) : []));
+}
+
+function ownAddresses(): Set<string> {
+  return new Set(
+    Object.values(networkInterfaces()).flatMap((addresses) => (addresses ?? []).map(({ address }) => address)),
+  );
+}

@@ -1,0 +1,131 @@
+// Sends the body to every leg in step, then the dots (DESIGN.md, invariants 2, 3 and 5; claim 21).
+// The slowest leg sets the pace: write() tells the caller to wait. No leg gets its dot before every leg has taken all
+// body bytes. When a leg is lost, stalls or speaks before that, all are dropped without a dot, so nobody has the
+// message; `failure` then says why, and later calls do nothing.
+import { END_OF_DATA } from '../smtp/wire.ts';
+import type { Leg } from './leg.ts';
+import type { Outcome } from './verdict.ts';
+
+export type FanOutDeps = Readonly<{
+  dataTimeoutMs: number;
+  ackTimeoutMs: number;
+  now: () => number;
+  /** Seconds that the body stood still, by the side waited for. */
+  onStandstill: (side: 'upstream' | 'downstream', seconds: number) => void;
+}>;
+
+export type Failure = Readonly<{ leg: Leg; outcome: Outcome }>;
+
+/** Pieces up to this many octets are copied into one write; larger ones go out as a vector. */
+const JOIN_OCTETS = 16 * 1024;
+
+export class FanOut {
+  failure: Failure | null = null;
+
+  readonly #legs: readonly Leg[];
+  readonly #deps: FanOutDeps;
+  #dotsSent = false;
+  #idleSince: number;
+
+  /** @param legs each in its body phase (354 received) */
+  constructor(legs: readonly Leg[], deps: FanOutDeps) {
+    this.#legs = legs;
+    this.#deps = deps;
+    this.#idleSince = deps.now();
+    for (const leg of legs) {
+      void leg.spokeEarly().then((outcome) => {
+        if (!this.#dotsSent) this.#fail(leg, outcome);
+      });
+    }
+  }
+
+  /** Null when every leg took the pieces at once; else settles when the next may be written. Never rejects. */
+  write(pieces: readonly Buffer[]): Promise<void> | null {
+    if (this.failure !== null || pieces.length === 0) return null;
+    this.#deps.onStandstill('upstream', this.#sinceIdle());
+    const took = this.#writeToAll(pieces);
+    this.#idleSince = this.#deps.now();
+    return took ? null : this.#untilAll((leg) => leg.session?.drained());
+  }
+
+  /**
+   * The last body bytes, then the dots. Gives the outcomes in the order of the legs and their recipients, or null
+   * when a leg failed before the dots (see `failure`).
+   */
+  async finish(pieces: readonly Buffer[]): Promise<ReadonlyMap<Leg, readonly Outcome[]> | null> {
+    const [only, ...others] = this.#legs;
+    let last: Buffer | null = null;
+    if (only !== undefined && others.length === 0) {
+      // With one leg nobody else has to keep step: the last bytes and the dot leave in one write.
+      await this.#untilAll((leg) => leg.session?.drained());
+      last = Buffer.concat([...pieces, END_OF_DATA]);
+    } else {
+      this.#writeToAll(pieces);
+      await this.#untilAll((leg) => leg.session?.flushed());
+    }
+    if (this.failure !== null) return null;
+    this.#dotsSent = true;
+    const outcomes = this.#legs.map((leg) => leg.finish(last, this.#deps.ackTimeoutMs));
+    const settled = await Promise.all(outcomes);
+    return new Map(this.#legs.map((leg, index) => [leg, settled[index]!]));
+  }
+
+  /** Whether a next hop may have the whole message. */
+  get dotsSent(): boolean {
+    return this.#dotsSent;
+  }
+
+  /** Drops every leg without a dot. Not for use after the dots. */
+  drop(): void {
+    for (const leg of this.#legs) leg.drop();
+  }
+
+  #writeToAll(pieces: readonly Buffer[]): boolean {
+    const joined = join(pieces);
+    let took = true;
+    for (const { session } of this.#legs) {
+      if (session === null) continue;
+      if (joined.length > 1) session.cork();
+      for (const piece of joined) took = session.write(piece) && took;
+      if (joined.length > 1) session.uncork();
+    }
+    return took;
+  }
+
+  /** Waits for every leg; one that isn't ready within --data-timeout is lost. */
+  async #untilAll(ready: (leg: Leg) => Promise<void> | undefined): Promise<void> {
+    if (this.failure !== null || this.#legs.every((leg) => leg.unsentBytes === 0)) return;
+    const waiting = new Set(this.#legs);
+    const timer = setTimeout(() => {
+      for (const leg of waiting) this.#fail(leg, stalled(leg));
+    }, this.#deps.dataTimeoutMs);
+    const each = this.#legs.map(async (leg) => {
+      await ready(leg);
+      waiting.delete(leg);
+    });
+    await Promise.all(each);
+    clearTimeout(timer);
+    this.#deps.onStandstill('downstream', this.#sinceIdle());
+    this.#idleSince = this.#deps.now();
+  }
+
+  #fail(leg: Leg, outcome: Outcome): void {
+    if (this.failure !== null) return;
+    this.failure = { leg, outcome };
+    this.drop();
+  }
+
+  #sinceIdle(): number {
+    return (this.#deps.now() - this.#idleSince) / 1000;
+  }
+}
+
+function stalled(leg: Leg): Outcome {
+  return { kind: 'lost', nextHop: leg.nextHop.label, phase: 'body', dotSent: false };
+}
+
+function join(pieces: readonly Buffer[]): readonly Buffer[] {
+  if (pieces.length < 2) return pieces;
+  const length = pieces.reduce((sum, piece) => sum + piece.length, 0);
+  return length <= JOIN_OCTETS ? [Buffer.concat(pieces, length)] : pieces;
+}

@@ -1,0 +1,210 @@
+// One downstream session of one transaction, from the first recipient that needs it to the reply to its final dot.
+// A peer's refusal is a value; a leg whose session is lost says so once and answers every later call accordingly.
+// Owns its session: drop() destroys it without a dot, release() ends it politely when no message is under way.
+import { type ConnectDeps, type Opened, openSession } from '../downstream/connect.ts';
+import type { DownstreamSession, Exchange, Lost } from '../downstream/session.ts';
+import type { DurationPhase } from '../metrics.ts';
+import type { NextHop } from '../routing/routes.ts';
+import type { Mailbox, MailParams, RcptParams } from '../smtp/address.ts';
+import { mailCommand, rcptCommand, refusalBeforeMail } from '../smtp/capabilities.ts';
+import { legLost, nextHopUnreachable, passOn, type Reply, recipientOk, replyClass } from '../smtp/reply.ts';
+import { type Outcome, outcomeOf } from './verdict.ts';
+
+export type Sender = Readonly<{ mailbox: Mailbox | null; params: MailParams }>;
+export type Recipient = Readonly<{ mailbox: Mailbox; params: RcptParams }>;
+
+export type LegDeps = Readonly<{
+  connect: ConnectDeps;
+  /** Milliseconds, monotonic. */
+  now: () => number;
+  onPhase: (phase: DurationPhase, seconds: number) => void;
+  /** Called when a session is open; what it returns, when that session is gone. */
+  onSession: (nextHop: NextHop, session: DownstreamSession) => () => void;
+}>;
+
+export class Leg {
+  readonly nextHop: NextHop;
+  /** The recipients that the next hop has accepted, in the order of its replies. */
+  readonly recipients: Recipient[] = [];
+  /** Where the leg is, for /status and the log. */
+  phase: 'connect' | 'envelope' | 'data' | 'body' | 'dot' | 'done' = 'connect';
+
+  readonly #sender: Sender;
+  readonly #deps: LegDeps;
+  readonly #abort = new AbortController();
+  readonly #opened: Promise<Opened>;
+  #session: DownstreamSession | null = null;
+  #lmtp = false;
+  #mail: Promise<Exchange> | null = null;
+  /** Where the peer doesn't pipeline: settles when the last command was answered. */
+  #turn: Promise<unknown> = Promise.resolve();
+  #finalReplies: Promise<Exchange>[] = [];
+  #phaseBegan: number;
+
+  constructor(nextHop: NextHop, sender: Sender, deps: LegDeps) {
+    this.nextHop = nextHop;
+    this.#sender = sender;
+    this.#deps = deps;
+    this.#phaseBegan = deps.now();
+    this.#opened = this.#open();
+  }
+
+  /** Null while connecting, or when the next hop is unreachable. */
+  get session(): DownstreamSession | null {
+    return this.#session;
+  }
+
+  get lost(): Lost | null {
+    return this.#session?.lost ?? null;
+  }
+
+  get unsentBytes(): number {
+    return this.#session?.unsentBytes ?? 0;
+  }
+
+  /** MAIL (once) and RCPT at the next hop; the reply is what the upstream gets for its RCPT. Never rejects. */
+  async addRecipient(recipient: Recipient): Promise<Reply> {
+    const opened = await this.#opened;
+    // Claim 24.
+    if (opened.kind === 'unreachable') {
+      return nextHopUnreachable(this.nextHop.label, opened.attempts, opened.reason);
+    }
+    const { session } = opened;
+    const refusal = refusalBeforeMail(this.#sender.params, session.capabilities);
+    if (refusal !== null) return refusal;
+    if (session.capabilities.pipelining) return await this.#envelope(session, recipient);
+    const turn = this.#turn.then(() => this.#envelope(session, recipient));
+    this.#turn = turn;
+    return await turn;
+  }
+
+  /** DATA at the next hop. Null when it answered 354 and waits for the body. */
+  async startData(): Promise<Outcome | null> {
+    const session = this.#session;
+    if (session === null || session.lost !== null) return this.#lostOutcome('data', false);
+    this.#enter('data');
+    const exchange = await session.exchange([{ phase: 'data', line: 'DATA' }])[0]!;
+    this.#timed('data');
+    if (exchange.kind === 'lost') return this.#lostOutcome('data', false);
+    if (exchange.reply.code === 354) {
+      this.#finalReplies = session.expectFinalReplies(this.#lmtp ? this.recipients.length : 1);
+      this.#enter('body');
+      return null;
+    }
+    const outcome = outcomeOf(exchange.reply);
+    if (outcome !== null && outcome.kind !== 'accepted') return outcome;
+    // Neither 354 nor a refusal: what the peer would make of the body is anybody's guess.
+    this.drop();
+    return this.#lostOutcome('data', false);
+  }
+
+  /**
+   * Settles when the next hop speaks, or is lost, while the dot has not been sent: the leg has failed, since a reply
+   * before our dot is never an acknowledgement.
+   */
+  async spokeEarly(): Promise<Outcome> {
+    const exchange = await this.#finalReplies[0]!;
+    const outcome = exchange.kind === 'reply' ? outcomeOf(exchange.reply) : null;
+    if (outcome === null || outcome.kind === 'accepted') return this.#lostOutcome('body', false);
+    return outcome;
+  }
+
+  /** Sends the final dot, with `last` before it in the same write, and waits for what the next hop says to it. */
+  async finish(last: Buffer | null, ackTimeoutMs: number): Promise<readonly Outcome[]> {
+    this.#timed('body');
+    this.#enter('dot');
+    this.#session?.endOfData(last, ackTimeoutMs);
+    const exchanges = await Promise.all(this.#finalReplies);
+    this.#timed('dot');
+    this.#enter('done');
+    const outcomes = exchanges.map((exchange) => this.#finalOutcome(exchange));
+    // SMTP has one reply for all recipients of the leg, LMTP (RFC 2033 §4.2) one for each.
+    return this.#lmtp ? outcomes : this.recipients.map(() => outcomes[0]!);
+  }
+
+  /** Destroys the session at once, without a dot, QUIT or RSET; stops connecting. */
+  drop(): void {
+    this.#abort.abort(new Error('leg dropped'));
+    this.#session?.abort();
+  }
+
+  /** Ends a session in which no message is under way. Settles when it is gone; never rejects. */
+  async release(): Promise<void> {
+    const midMessage = this.phase === 'body' || this.phase === 'dot' || this.phase === 'data';
+    if (this.#session === null || midMessage) this.drop();
+    else await this.#session.quit();
+  }
+
+  async #open(): Promise<Opened> {
+    const opened = await openSession(this.nextHop, this.#deps.connect, this.#abort.signal);
+    this.#timed('connect');
+    if (opened.kind === 'unreachable') return opened;
+    this.#session = opened.session;
+    this.#lmtp = opened.host.protocol === 'lmtp';
+    this.#enter('envelope');
+    const onGone = this.#deps.onSession(this.nextHop, opened.session);
+    if (opened.session.lost !== null) onGone();
+    else opened.session.once('end', onGone);
+    if (this.#abort.signal.aborted) opened.session.abort();
+    return opened;
+  }
+
+  async #envelope(session: DownstreamSession, recipient: Recipient): Promise<Reply> {
+    const { capabilities } = session;
+    const began = this.#deps.now();
+    const rcpt = { phase: 'rcpt', line: rcptCommand(recipient.mailbox, recipient.params, capabilities) } as const;
+    const mail = { phase: 'mail', line: mailCommand(this.#sender.mailbox, this.#sender.params, capabilities) } as const;
+    let answer: Promise<Exchange>;
+    if (this.#mail === null && capabilities.pipelining) {
+      // RFC 2920 §3.1: MAIL and the first RCPT in one write.
+      const [toMail, toRcpt] = session.exchange([mail, rcpt]);
+      this.#mail = toMail!;
+      answer = toRcpt!;
+    } else {
+      this.#mail ??= session.exchange([mail])[0]!;
+      answer = capabilities.pipelining || positive(await this.#mail) ? session.exchange([rcpt])[0]! : this.#mail;
+    }
+    const mailExchange = await this.#mail;
+    this.#deps.onPhase('mail', this.#since(began));
+    if (!positive(mailExchange)) return this.#refusal(mailExchange, 'mail');
+    const exchange = await answer;
+    this.#deps.onPhase('rcpt', this.#since(began));
+    if (!positive(exchange)) return this.#refusal(exchange, 'rcpt');
+    this.recipients.push(recipient);
+    return recipientOk();
+  }
+
+  /** What the upstream's RCPT gets when the next hop did not say 2xx to MAIL or RCPT. */
+  #refusal(exchange: Exchange, phase: 'mail' | 'rcpt'): Reply {
+    const passed = exchange.kind === 'reply' ? passOn(exchange.reply) : null;
+    if (passed !== null) return passed;
+    this.drop();
+    return legLost(this.nextHop.label, phase);
+  }
+
+  #finalOutcome(exchange: Exchange): Outcome {
+    const outcome = exchange.kind === 'reply' ? outcomeOf(exchange.reply) : null;
+    return outcome ?? this.#lostOutcome('dot', true);
+  }
+
+  #lostOutcome(phase: string, dotSent: boolean): Outcome {
+    return { kind: 'lost', nextHop: this.nextHop.label, phase, dotSent };
+  }
+
+  #enter(phase: Leg['phase']): void {
+    this.phase = phase;
+    this.#phaseBegan = this.#deps.now();
+  }
+
+  #timed(phase: DurationPhase): void {
+    this.#deps.onPhase(phase, this.#since(this.#phaseBegan));
+  }
+
+  #since(began: number): number {
+    return (this.#deps.now() - began) / 1000;
+  }
+}
+
+function positive(exchange: Exchange): boolean {
+  return exchange.kind === 'reply' && replyClass(exchange.reply) === 2;
+}

@@ -1,0 +1,78 @@
+// From what became of each recipient to the one reply that the upstream gets (INTERFACE.md's table; claims 22 and 23).
+// Pure. A 250 means that every recipient's next hop said 2xx to its own final dot; whatever is in doubt is a 4xx,
+// since then the upstream still has the message (RFC 5321 §6.1).
+import type { TransactionResult } from '../metrics.ts';
+import { delivered, legLost, mixed, outcomeUnknown, passOn, type Reply, replyClass } from '../smtp/reply.ts';
+
+/** What a next hop made of one recipient's copy. */
+export type Outcome =
+  | Readonly<{ kind: 'accepted'; reply: Reply }>
+  | Readonly<{ kind: 'rejected'; reply: Reply }>
+  | Readonly<{ kind: 'deferred'; reply: Reply }>
+  /** After the dot the outcome is unknown; before it nobody has the message. */
+  | Readonly<{ kind: 'lost'; nextHop: string; phase: string; dotSent: boolean }>;
+
+export type Verdict = Readonly<{ reply: Reply; result: TransactionResult }>;
+
+/** A final reply read as an outcome; null where its class makes no sense there (RFC 5321 §4.3.2). */
+export function outcomeOf(reply: Reply): Outcome | null {
+  switch (replyClass(reply)) {
+    case 2:
+      return { kind: 'accepted', reply };
+    case 4:
+      return { kind: 'deferred', reply };
+    case 5:
+      return { kind: 'rejected', reply };
+    default:
+      return null;
+  }
+}
+
+/**
+ * @param outcomes one for each accepted recipient, at least one
+ * @param legs number of downstream sessions; with one its own text is passed on
+ */
+export function verdict(outcomes: readonly Outcome[], legs: number): Verdict {
+  const accepted = outcomes.filter((outcome) => outcome.kind === 'accepted');
+  const temporary = outcomes.find((outcome) => outcome.kind === 'deferred' || outcome.kind === 'lost');
+  const rejected = outcomes.find((outcome) => outcome.kind === 'rejected');
+  const failure = temporary ?? rejected;
+  if (failure === undefined) {
+    // Claim 22.
+    return { reply: delivered(legs === 1 ? (accepted[0]?.reply ?? null) : null), result: 'delivered' };
+  }
+  const result = temporary === undefined ? 'rejected' : 'deferred';
+  // Claim 23: 5xx only where every failure is permanent.
+  if (accepted.length === 0) return { reply: replyTo(failure), result };
+  const counts = { accepted: accepted.length, total: outcomes.length, temporary: temporary !== undefined };
+  return { reply: mixed(counts), result: 'mixed' };
+}
+
+/** The reply to DATA when not every next hop answered 354 (the others have been dropped). */
+export function refusalOfData(failures: readonly Outcome[]): Reply {
+  const temporary = failures.find((failure) => failure.kind !== 'rejected');
+  return replyTo(temporary ?? failures[0]!);
+}
+
+/**
+ * The verdict when a leg failed before the dots: nobody has the message. A next hop's own refusal in mid-body is the
+ * answer only where it is the only one; next to other legs it is one lost leg, and the upstream keeps the message.
+ */
+export function verdictBeforeDots(failure: Outcome, nextHop: string, legs: number): Verdict {
+  if (legs === 1 && failure.kind !== 'lost') return verdict([failure], legs);
+  return { reply: failure.kind === 'lost' ? replyTo(failure) : legLost(nextHop, 'body'), result: 'deferred' };
+}
+
+function replyTo(failure: Outcome): Reply {
+  switch (failure.kind) {
+    case 'accepted':
+      throw new Error('an accepted recipient is no failure');
+    case 'rejected':
+    case 'deferred':
+      return passOn(failure.reply) ?? legLost('the next hop', 'dot');
+    case 'lost':
+      return failure.dotSent ? outcomeUnknown(failure.nextHop) : legLost(failure.nextHop, failure.phase);
+    default:
+      return failure satisfies never;
+  }
+}

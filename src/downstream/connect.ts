@@ -1,0 +1,250 @@
+// Opens a session to a next hop (claim 21): one attempt tries every host in order, every address of each; when all
+// fail, the attempt is repeated a bounded number of times with growing, jittered waits; claim 24's answer is
+// `unreachable` with the number of attempts made.
+// A host that greets with 5xx is not asked again. STARTTLS that fails under `opportunistic` is followed by a second
+// connection in clear. Everything ends with the caller's signal; nothing is left open behind a failure.
+import net, { type Socket } from 'node:net';
+import tls, { type ConnectionOptions } from 'node:tls';
+import pRetry, { AbortError } from 'p-retry';
+import type { Config } from '../config.ts';
+import type { HopHost, NextHop } from '../routing/routes.ts';
+import { replyClass } from '../smtp/reply.ts';
+import { DownstreamSession, OpenError, type ReplyPhase, type SessionOptions } from './session.ts';
+
+/** The `result` label of cutthrough_downstream_connect_attempts_total. */
+export type ConnectResult = 'ok' | 'refused' | 'timeout' | 'dns' | 'tls' | 'greeting';
+
+export type Opened =
+  | Readonly<{ kind: 'open'; session: DownstreamSession; host: HopHost; attempts: number }>
+  | Readonly<{ kind: 'unreachable'; attempts: number; reason: string }>;
+
+export type ConnectDeps = Readonly<{
+  config: Pick<
+    Config,
+    | 'hostname'
+    | 'connectRetries'
+    | 'connectBackoffMs'
+    | 'connectTimeoutMs'
+    | 'greetingTimeoutMs'
+    | 'commandTimeoutMs'
+  >;
+  /** Addresses of a static next hop's host name, in the order to try. Rejects when there are none. */
+  lookup: (host: string, signal: AbortSignal) => Promise<readonly string[]>;
+  onResult: (result: ConnectResult) => void;
+  onRetry: () => void;
+  onReply: SessionOptions['onReply'];
+}>;
+
+/** Claim 21's waits grow from `--connect-backoff` up to this. */
+const MAX_BACKOFF_MS = 5_000;
+/** Room in a downstream socket before back pressure sets in, octets. */
+export const SOCKET_HIGH_WATER_OCTETS = 128 * 1024;
+
+class ConnectError extends Error {
+  readonly result: ConnectResult;
+  /** The host has said for good that it takes no mail. */
+  readonly final: boolean;
+
+  constructor(result: ConnectResult, message: string, options: { final?: boolean; cause?: unknown } = {}) {
+    super(message, { cause: options.cause });
+    this.result = result;
+    this.final = options.final ?? false;
+  }
+}
+
+class NoHostAnswers extends Error {}
+
+/** Rejects for bugs only. An aborted `signal` gives `unreachable` with the attempts made so far. */
+export async function openSession(nextHop: NextHop, deps: ConnectDeps, signal: AbortSignal): Promise<Opened> {
+  const hosts = new Set(nextHop.hosts);
+  let attempts = 0;
+  let lastReason = 'no host to connect to';
+  const attempt = async (attemptNumber: number) => {
+    attempts = attemptNumber;
+    if (attemptNumber > 1) deps.onRetry();
+    for (const host of hosts) {
+      try {
+        return await tryHost(host, deps, signal);
+      } catch (error) {
+        if (!(error instanceof ConnectError)) throw new AbortError(asError(error));
+        lastReason = error.message;
+        signal.throwIfAborted();
+        if (error.final) hosts.delete(host);
+      }
+    }
+    const failure = new NoHostAnswers(lastReason);
+    throw hosts.size === 0 ? new AbortError(failure) : failure;
+  };
+  try {
+    const { session, host } = await pRetry(attempt, {
+      retries: deps.config.connectRetries,
+      minTimeout: deps.config.connectBackoffMs,
+      maxTimeout: Math.max(MAX_BACKOFF_MS, deps.config.connectBackoffMs),
+      factor: 2,
+      randomize: true,
+      signal,
+    });
+    return { kind: 'open', session, host, attempts };
+  } catch (error) {
+    if (!signal.aborted && !(error instanceof NoHostAnswers)) throw error;
+    return { kind: 'unreachable', attempts, reason: lastReason };
+  }
+}
+
+type HostSession = { session: DownstreamSession; host: HopHost };
+
+async function tryHost(host: HopHost, deps: ConnectDeps, signal: AbortSignal): Promise<HostSession> {
+  const addresses = host.address === null ? await lookUp(host.host, deps, signal) : [host.address];
+  let failure = new ConnectError('dns', `${host.host} has no address`);
+  for (const address of addresses) {
+    try {
+      const session = await tryAddress(host, address, deps, signal);
+      deps.onResult('ok');
+      return { session, host };
+    } catch (error) {
+      if (!(error instanceof ConnectError)) throw error;
+      if (!signal.aborted) deps.onResult(error.result);
+      failure = error;
+      if (error.final || signal.aborted) break;
+    }
+  }
+  throw failure;
+}
+
+async function lookUp(name: string, deps: ConnectDeps, signal: AbortSignal): Promise<readonly string[]> {
+  try {
+    return await deps.lookup(name, signal);
+  } catch (cause) {
+    deps.onResult('dns');
+    throw new ConnectError('dns', `no address for ${name}`, { cause });
+  }
+}
+
+async function tryAddress(host: HopHost, address: string, deps: ConnectDeps, signal: AbortSignal) {
+  try {
+    return await openAt(host, address, deps, signal, startTlsOf(host));
+  } catch (error) {
+    const failedTls = error instanceof ConnectError && error.result === 'tls';
+    // RFC 7435: opportunistic security protects where it can, and delivers where it can't.
+    if (!failedTls || host.tls !== 'opportunistic' || host.protocol === 'smtps') throw error;
+    deps.onResult('tls');
+    return await openAt(host, address, deps, signal, 'ignore');
+  }
+}
+
+function startTlsOf(host: HopHost): SessionOptions['startTls'] {
+  if (host.protocol === 'smtps' || host.tls === 'off') return 'ignore';
+  return host.tls === 'opportunistic' ? 'if-offered' : 'required';
+}
+
+async function openAt(
+  host: HopHost,
+  address: string,
+  deps: ConnectDeps,
+  signal: AbortSignal,
+  startTls: SessionOptions['startTls'],
+): Promise<DownstreamSession> {
+  const { config } = deps;
+  const tlsOptions = tlsOptionsOf(host);
+  const plain = await dial({ host: address, port: host.port }, config.connectTimeoutMs, signal);
+  const secured = host.protocol === 'smtps';
+  const socket = secured ? await secure(plain, tlsOptions, config.connectTimeoutMs, signal) : plain;
+  try {
+    return await DownstreamSession.open(
+      {
+        socket,
+        secured,
+        lmtp: host.protocol === 'lmtp',
+        host: host.host,
+        name: config.hostname,
+        startTls,
+        tls: tlsOptions,
+        auth: host.auth,
+        // `tls=off` is the operator's word that this path is safe; a loopback address is.
+        authInClear: host.tls === 'off' || isLoopback(address),
+        greetingTimeoutMs: config.greetingTimeoutMs,
+        commandTimeoutMs: config.commandTimeoutMs,
+        onReply: deps.onReply,
+      },
+      signal,
+    );
+  } catch (error) {
+    if (error instanceof OpenError) throw asConnectError(error);
+    throw error;
+  }
+}
+
+const RESULT_OF_PHASE: Partial<Record<ReplyPhase, ConnectResult>> = { starttls: 'tls' };
+
+function asConnectError(error: OpenError): ConnectError {
+  const result = RESULT_OF_PHASE[error.phase] ?? (error.timedOut ? 'timeout' : 'greeting');
+  const permanent = error.reply !== null && replyClass(error.reply) === 5;
+  return new ConnectError(result, error.message, { final: permanent && result !== 'tls', cause: error });
+}
+
+function tlsOptionsOf(host: HopHost): ConnectionOptions {
+  return {
+    host: host.host,
+    // RFC 6066 §3: an address is no server name.
+    ...(net.isIP(host.host) === 0 ? { servername: host.host } : {}),
+    rejectUnauthorized: host.tls === 'verify',
+  };
+}
+
+function dial(to: { host: string; port: number }, timeoutMs: number, signal: AbortSignal): Promise<Socket> {
+  const socket = net.connect({ ...to, noDelay: true, highWaterMark: SOCKET_HIGH_WATER_OCTETS } as net.NetConnectOpts);
+  return settled(socket, 'connect', timeoutMs, signal, `${to.host} port ${to.port}`);
+}
+
+function secure(plain: Socket, options: ConnectionOptions, timeoutMs: number, signal: AbortSignal) {
+  const socket = tls.connect({ ...options, socket: plain });
+  return settled(socket, 'secureConnect', timeoutMs, signal, options.host ?? '');
+}
+
+/** The socket once `event` came; destroyed, with the reason thrown, when it fails or takes too long. */
+function settled(socket: Socket, event: string, timeoutMs: number, signal: AbortSignal, to: string): Promise<Socket> {
+  const failed: ConnectResult = event === 'secureConnect' ? 'tls' : 'refused';
+  return new Promise((resolve, reject) => {
+    const finish = (error: ConnectError | null) => {
+      clearTimeout(timer);
+      signal.removeEventListener('abort', onAbort);
+      socket.off('error', onError).off('close', onClose).off(event, onReady);
+      if (error === null) return resolve(socket);
+      socket.on('error', () => {});
+      socket.destroy();
+      reject(error);
+    };
+    const onReady = () => finish(null);
+    const onClose = () => finish(new ConnectError(failed, `${to} closed the connection`));
+    const onAbort = () => finish(new ConnectError('timeout', `connecting to ${to} took too long`));
+    const onError = (cause: NodeJS.ErrnoException) =>
+      finish(new ConnectError(cause.code === 'ETIMEDOUT' ? 'timeout' : failed, describe(to, cause), { cause }));
+    const timer = setTimeout(
+      () => finish(new ConnectError('timeout', `${to} did not answer within ${timeoutMs} ms`)),
+      timeoutMs,
+    );
+    socket.once('error', onError).once('close', onClose).once(event, onReady);
+    signal.addEventListener('abort', onAbort, { once: true });
+    if (signal.aborted) onAbort();
+  });
+}
+
+function describe(to: string, cause: NodeJS.ErrnoException): string {
+  switch (cause.code) {
+    case 'ECONNREFUSED':
+      return `${to} refused the connection`;
+    case 'EHOSTUNREACH':
+    case 'ENETUNREACH':
+      return `${to} can't be reached`;
+    default:
+      return `${to}: ${cause.code ?? 'connection failed'}`;
+  }
+}
+
+function isLoopback(address: string): boolean {
+  return address === '::1' || address.startsWith('127.') || address.startsWith('::ffff:127.');
+}
+
+function asError(error: unknown): Error {
+  return error instanceof Error ? error : new Error(String(error));
+}

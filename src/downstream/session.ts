@@ -1,0 +1,381 @@
+// One SMTP or LMTP client session with a next hop, driven phase by phase: open, MAIL, RCPT, DATA, body, final dot.
+//
+// smtp-connection does the connection's setup (greeting, EHLO, STARTTLS, AUTH) and splits replies off the stream.
+// Its send() bundles the envelope, DATA and restuffing, so this subclass talks to its queue of response actions
+// instead and writes wire bytes verbatim.
+// Owns its socket and one timer. A peer that stalls, closes, or talks nonsense makes the session `lost`: every
+// exchange still open settles as lost, the socket is destroyed, and nothing here rejects or throws after open().
+import type { EventEmitter } from 'node:events';
+import type { Socket } from 'node:net';
+import type { ConnectionOptions } from 'node:tls';
+import SMTPConnection from 'smtp-connection';
+import { type Capabilities, NO_CAPABILITIES, parseCapabilities } from '../smtp/capabilities.ts';
+import { parseReply, type Reply } from '../smtp/reply.ts';
+import { END_OF_DATA } from '../smtp/wire.ts';
+
+/** The members of smtp-connection's class (nodemailer 10.6.1) that this subclass stands on; see its contract test. */
+export interface SmtpConnectionInternals {
+  _socket: Socket | false;
+  /** Called in order, one for each whole reply (lines joined by "\n"). */
+  _responseActions: Array<(reply: string) => void>;
+  /** EHLO lines after the first, without codes; unset after a HELO. */
+  _ehloLines?: string[];
+  _supportedAuth: string[];
+  secure: boolean;
+  connect(callback: (error?: Error) => void): void;
+  login(auth: { user: string; pass: string }, callback: (error: Error | null) => void): void;
+  close(): void;
+  _sendCommand(line: string): void;
+  _onError(error: Error, code: string, reply: string | false, command: string): void;
+  _actionGreeting(reply: string): void;
+  _actionEHLO(reply: string): void;
+  _actionHELO(reply: string): void;
+  _actionSTARTTLS(reply: string): void;
+}
+
+const Base = SMTPConnection as unknown as new (
+  options: Record<string, unknown>,
+) => EventEmitter & SmtpConnectionInternals;
+
+/** Phases in which a downstream replies; the `phase` label of cutthrough_downstream_replies_total. */
+export type ReplyPhase = 'greeting' | 'ehlo' | 'starttls' | 'auth' | 'mail' | 'rcpt' | 'data' | 'dot';
+
+export type Lost = Readonly<{
+  kind: 'lost';
+  cause: 'closed' | 'timeout' | 'protocol' | 'aborted';
+  /** For the log and the reply's text; never a peer's own words. */
+  detail: string;
+}>;
+export type Exchange = Readonly<{ kind: 'reply'; reply: Reply }> | Lost;
+
+export type SessionOptions = Readonly<{
+  /** Connected (and, with `secured`, past its TLS handshake); owned by the session from here on. */
+  socket: Socket;
+  secured: boolean;
+  lmtp: boolean;
+  /** Name of the server, for SNI and certificate checks. */
+  host: string;
+  /** Our own name in EHLO. */
+  name: string;
+  startTls: 'ignore' | 'if-offered' | 'required';
+  tls: ConnectionOptions;
+  auth: Readonly<{ user: string; pass: string }> | null;
+  /** Credentials may go over a connection without TLS. */
+  authInClear: boolean;
+  greetingTimeoutMs: number;
+  commandTimeoutMs: number;
+  onReply: (phase: ReplyPhase, reply: Reply | null) => void;
+}>;
+
+/** Why a session could not be opened; `reply` is the peer's, where it gave one. */
+export class OpenError extends Error {
+  readonly phase: ReplyPhase;
+  readonly reply: Reply | null;
+  readonly timedOut: boolean;
+
+  constructor(phase: ReplyPhase, message: string, reply: Reply | null, timedOut: boolean, cause?: unknown) {
+    super(message, { cause });
+    this.phase = phase;
+    this.reply = reply;
+    this.timedOut = timedOut;
+  }
+}
+
+/** What smtp-connection adds to the errors that it emits. */
+type PeerError = Error & { code?: string; response?: string };
+
+/** `phase` is null for a reply that is not counted (to QUIT). */
+type Pending = { phase: ReplyPhase | null; timeoutMs: number; settle: (exchange: Exchange) => void };
+
+/** Room for an EHLO reply or a wordy refusal, not for a peer that never ends one. */
+const MAX_REPLY_OCTETS = 16 * 1024;
+/** How long a QUIT may take before the socket is destroyed. */
+const QUIT_TIMEOUT_MS = 5_000;
+/** smtp-connection's own timers must never fire before ours. */
+const NEVER_MS = 2 ** 31 - 1;
+
+export class DownstreamSession extends Base {
+  capabilities: Capabilities = NO_CAPABILITIES;
+  /** Set once, when the session can no longer be used. */
+  lost: Lost | null = null;
+
+  readonly #options: SessionOptions;
+  readonly #pending: Pending[] = [];
+  #phase: ReplyPhase = 'greeting';
+  #error: PeerError | null = null;
+  #timer: NodeJS.Timeout | null = null;
+  #corked = false;
+  #onDrain: (() => void) | null = null;
+
+  constructor(options: SessionOptions) {
+    super({
+      connection: options.socket,
+      secure: options.secured,
+      secured: options.secured,
+      lmtp: options.lmtp,
+      host: options.host,
+      name: options.name,
+      servername: options.tls.servername,
+      tls: options.tls,
+      ignoreTLS: options.startTls === 'ignore',
+      requireTLS: options.startTls === 'required',
+      opportunisticTLS: options.startTls === 'if-offered',
+      connectionTimeout: NEVER_MS,
+      greetingTimeout: NEVER_MS,
+      socketTimeout: NEVER_MS,
+      // close() destroys the socket: a FIN after a flushed half of a message would be an invitation to complete it.
+      socketCloseTimeout: 0,
+      maxResponseSize: MAX_REPLY_OCTETS,
+      logger: false,
+    });
+    this.#options = options;
+    this.on('error', (error: PeerError) => {
+      this.#error = error;
+      this.#lose(lossOf(error));
+    });
+    this.on('end', () => this.#lose({ kind: 'lost', cause: 'closed', detail: 'connection closed' }));
+    options.socket.once('close', () => this.#lose({ kind: 'lost', cause: 'closed', detail: 'connection closed' }));
+  }
+
+  /**
+   * Greeting, EHLO (or LHLO, HELO), STARTTLS and AUTH as the options ask.
+   * @throws OpenError, with the socket destroyed
+   */
+  static async open(options: SessionOptions, signal: AbortSignal): Promise<DownstreamSession> {
+    const session = new DownstreamSession(options);
+    const onAbort = () => session.abort();
+    signal.addEventListener('abort', onAbort, { once: true });
+    try {
+      await session.#connect();
+      if (options.auth !== null) await session.#authenticate(options.auth);
+      session.#disarm();
+      return session;
+    } catch (error) {
+      session.abort();
+      throw error;
+    } finally {
+      signal.removeEventListener('abort', onAbort);
+    }
+  }
+
+  /** Bytes written and not yet handed to the kernel. */
+  get unsentBytes(): number {
+    return this._socket === false ? 0 : this._socket.writableLength;
+  }
+
+  /**
+   * Sends command lines and gives one promise for each reply. Lines of one call, and of calls within one tick, leave
+   * in one write: call it with several only where the peer offers PIPELINING (RFC 2920).
+   */
+  exchange(commands: ReadonlyArray<{ phase: ReplyPhase; line: string }>): Promise<Exchange>[] {
+    const replies = commands.map(({ phase }) => this.#expect(phase, this.#options.commandTimeoutMs));
+    if (this.lost === null) {
+      this.#corkThisTick();
+      this._sendCommand(commands.map(({ line }) => line).join('\r\n'));
+    }
+    return replies;
+  }
+
+  /**
+   * After the 354: expects the final replies (one, or with LMTP one for each recipient; RFC 2033 §4.2), at first
+   * without a deadline. One that settles before endOfData() was sent early, and is no acknowledgement.
+   */
+  expectFinalReplies(count: number): Promise<Exchange>[] {
+    return Array.from({ length: count }, () => this.#expect('dot', NEVER_MS));
+  }
+
+  /** @returns false when the caller should wait for drained() before it writes more */
+  write(bytes: Buffer): boolean {
+    return this._socket === false || this.lost !== null || this._socket.write(bytes);
+  }
+
+  /** Writes that follow leave together at uncork(). */
+  cork(): void {
+    if (this._socket !== false) this._socket.cork();
+  }
+
+  uncork(): void {
+    if (this._socket !== false) this._socket.uncork();
+  }
+
+  /** Settles when the peer takes bytes again, or the session is lost. */
+  drained(): Promise<void> {
+    if (this.lost !== null || this._socket === false || !this._socket.writableNeedDrain) return Promise.resolve();
+    return new Promise((resolve) => {
+      if (this.#onDrain === null && this._socket !== false) this._socket.on('drain', () => this.#settleDrain());
+      this.#onDrain = resolve;
+    });
+  }
+
+  /** Settles when the kernel has every byte written so far, or the session is lost. */
+  flushed(): Promise<void> {
+    const socket = this._socket;
+    if (this.lost !== null || socket === false || socket.writableLength === 0) return Promise.resolve();
+    return new Promise((resolve) => socket.write('', () => resolve()));
+  }
+
+  /** The final dot; `last` are body bytes that leave in the same write. From here the outcome is the peer's. */
+  endOfData(last: Buffer | null, ackTimeoutMs: number): void {
+    if (last === null) this.write(END_OF_DATA);
+    else this.write(last);
+    for (const pending of this.#pending) pending.timeoutMs = ackTimeoutMs;
+    this.#arm();
+  }
+
+  /** Destroys the socket at once: no QUIT, no RSET, no dot. */
+  abort(): void {
+    this.#lose({ kind: 'lost', cause: 'aborted', detail: 'dropped' });
+  }
+
+  /** Ends an idle session politely; destroys it where an exchange is still open. Settles when it is gone. */
+  async quit(): Promise<void> {
+    if (this.lost !== null) return;
+    if (this.#pending.length === 0) {
+      const bye = this.#expect(null, QUIT_TIMEOUT_MS);
+      this._sendCommand('QUIT');
+      await bye;
+    }
+    this.abort();
+  }
+
+  override _actionGreeting(text: string): void {
+    this.#observe('greeting', text);
+    this.#enter('ehlo');
+    super._actionGreeting(text);
+  }
+
+  override _actionEHLO(text: string): void {
+    this.#observe('ehlo', text);
+    const { startTls } = this.#options;
+    const offered = /[ -]STARTTLS\b/im.test(text);
+    if (!this.secure && (startTls === 'required' || (startTls === 'if-offered' && offered))) this.#enter('starttls');
+    super._actionEHLO(text);
+  }
+
+  override _actionHELO(text: string): void {
+    this.#observe('ehlo', text);
+    super._actionHELO(text);
+  }
+
+  override _actionSTARTTLS(text: string): void {
+    this.#observe('starttls', text);
+    super._actionSTARTTLS(text);
+  }
+
+  #connect(): Promise<void> {
+    return new Promise((resolve, reject) => {
+      this.#arm(this.#options.greetingTimeoutMs);
+      this.once('end', () => reject(this.#openError()));
+      this.connect((error) => {
+        if (error !== undefined) return reject(this.#openError(error));
+        if (this._ehloLines !== undefined) this.capabilities = parseCapabilities(this._ehloLines);
+        resolve();
+      });
+    });
+  }
+
+  #openError(error: PeerError | null = this.#error): OpenError {
+    const reply = error?.response === undefined ? null : parseReply(error.response);
+    const lost = error === null ? this.lost : lossOf(error);
+    const what = reply === null ? (lost?.detail ?? 'connection closed') : `refused with ${reply.code}`;
+    return new OpenError(this.#phase, `${what} (${this.#phase})`, reply, lost?.cause === 'timeout', error);
+  }
+
+  #authenticate(auth: { user: string; pass: string }): Promise<void> {
+    this.#enter('auth');
+    const refuse = (detail: string, cause: PeerError | null = null) => {
+      const reply = cause?.response === undefined ? null : parseReply(cause.response);
+      return new OpenError('auth', detail, reply, this.lost?.cause === 'timeout', cause);
+    };
+    if (!this.secure && !this.#options.authInClear) throw refuse('credentials are not sent without TLS');
+    return new Promise((resolve, reject) => {
+      this.once('end', () => reject(refuse('connection lost during AUTH')));
+      this.login({ ...auth }, (error: PeerError | null) => {
+        if (error === null) return resolve();
+        this.#options.onReply('auth', error.response === undefined ? null : parseReply(error.response));
+        reject(refuse('the next hop refused our credentials', error));
+      });
+    });
+  }
+
+  #expect(phase: ReplyPhase | null, timeoutMs: number): Promise<Exchange> {
+    if (this.lost !== null) return Promise.resolve(this.lost);
+    return new Promise((settle) => {
+      this.#pending.push({ phase, timeoutMs, settle });
+      this._responseActions.push((text) => this.#answer(text));
+      if (this.#pending.length === 1) this.#arm();
+    });
+  }
+
+  #answer(text: string): void {
+    const pending = this.#pending.shift();
+    if (pending === undefined) return;
+    const reply = parseReply(text);
+    if (pending.phase !== null) this.#options.onReply(pending.phase, reply);
+    this.#arm();
+    if (reply !== null) return pending.settle({ kind: 'reply', reply });
+    const lost: Lost = { kind: 'lost', cause: 'protocol', detail: 'malformed reply' };
+    pending.settle(lost);
+    this.#lose(lost);
+  }
+
+  #observe(phase: ReplyPhase, text: string): void {
+    this.#options.onReply(phase, parseReply(text));
+  }
+
+  #enter(phase: ReplyPhase): void {
+    this.#phase = phase;
+    this.#arm(this.#options.commandTimeoutMs);
+  }
+
+  /** (Re)starts the one timer: for the reply that is due next, or for `ms` while the session is being opened. */
+  #arm(ms = this.#pending[0]?.timeoutMs): void {
+    this.#disarm();
+    if (ms === undefined || ms >= NEVER_MS || this.lost !== null) return;
+    this.#timer = setTimeout(() => {
+      const error = new Error(`no reply within ${ms} ms`);
+      this._onError(error, 'ETIMEDOUT', false, 'CONN');
+    }, ms);
+  }
+
+  #disarm(): void {
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#timer = null;
+  }
+
+  #corkThisTick(): void {
+    const socket = this._socket;
+    if (this.#corked || socket === false) return;
+    this.#corked = true;
+    socket.cork();
+    process.nextTick(() => {
+      this.#corked = false;
+      socket.uncork();
+    });
+  }
+
+  #settleDrain(): void {
+    const settle = this.#onDrain;
+    this.#onDrain = NOBODY;
+    settle?.();
+  }
+
+  /** The one gate to the end of a session. */
+  #lose(lost: Lost): void {
+    if (this.lost !== null) return;
+    this.lost = lost;
+    this.#disarm();
+    this.close();
+    for (const { settle } of this.#pending.splice(0)) settle(lost);
+    this.#settleDrain();
+  }
+}
+
+const NOBODY = (): void => {};
+
+function lossOf(error: PeerError): Lost {
+  if (error.code === 'ETIMEDOUT') return { kind: 'lost', cause: 'timeout', detail: error.message };
+  if (error.code === 'EPROTOCOL') return { kind: 'lost', cause: 'protocol', detail: 'unexpected reply' };
+  if (error.code === 'ETLS') return { kind: 'lost', cause: 'protocol', detail: 'TLS handshake failed' };
+  return { kind: 'lost', cause: 'closed', detail: 'connection closed' };
+}

@@ -1,0 +1,298 @@
+// The one table of options. Flags, environment variables, YAML keys, defaults, help and the fields of Config
+// all come from it, so that none of them can drift from the others. An option whose feature isn't built stands
+// here too: it is known, shown as such in the help, and refused when used.
+
+import type { z } from 'zod';
+import {
+  boolean,
+  choice,
+  cidr,
+  dnsServer,
+  domain,
+  duration,
+  file,
+  httpAddress,
+  integer,
+  type Kind,
+  listenUrl,
+  notBuilt,
+  size,
+} from './option-kinds.ts';
+import { route, tlsPolicy } from './route-option.ts';
+
+/** How many values an option takes, and whether it may be without one. */
+type Takes = 'one' | 'optional' | 'many';
+
+type Option<T, F extends string | null, K extends Takes> = Readonly<{
+  /** Its field in Config; null = none, because there is nothing to choose yet or it isn't for the proxy. */
+  field: F;
+  takes: K;
+  kind: Kind<T>;
+  /** As an operator would write it. `null` = no value, or one that is found out at run time. */
+  default: string | readonly string[] | null;
+  help: string;
+  /** Words of a choice that work in this version; without it all do. Empty = the option itself isn't built. */
+  available?: readonly string[];
+  /** A repeatable option that makes no sense without any value. */
+  atLeastOne?: true;
+}>;
+
+export type AnyOption = Option<unknown, string | null, Takes>;
+
+function one<T, F extends string | null>(
+  field: F,
+  kind: Kind<T>,
+  preset: string,
+  help: string,
+): Option<T, F, 'one'> {
+  return { field, takes: 'one', kind, default: preset, help };
+}
+
+function many<T, F extends string>(
+  field: F,
+  kind: Kind<T>,
+  preset: readonly string[],
+  help: string,
+): Option<T, F, 'many'> {
+  return { field, takes: 'many', kind, default: preset, help };
+}
+
+function optional<T, F extends string | null>(
+  field: F,
+  kind: Kind<T>,
+  help: string,
+): Option<T, F, 'optional'> {
+  return { field, takes: 'optional', kind, default: null, help };
+}
+
+/** An option of which only the default works so far. */
+function onlyDefault<T, F extends string | null>(
+  field: F,
+  kind: Kind<T>,
+  preset: string,
+  help: string,
+): Option<T, F, 'one'> {
+  return { ...one(field, kind, preset, `${help} (only "${preset}" so far)`), available: [preset] };
+}
+
+function later(arg: string, help: string): Option<string, null, 'many'> {
+  const text = `${help} (not available yet)`;
+  return { field: null, takes: 'many', kind: notBuilt(arg), default: [], help: text, available: [] };
+}
+
+export const OPTIONS = {
+  config: optional(null, file, 'YAML file of options, in camelCase'),
+
+  mode: onlyDefault(
+    'mode',
+    choice(['cut-through', 'fast-path', 'spool']),
+    'cut-through',
+    'how mail is passed on',
+  ),
+  fallback: onlyDefault(
+    'fallback',
+    choice(['none', 'fast-path', 'spool']),
+    'none',
+    'what takes over when a next hop cannot be reached now',
+  ),
+  mixed: onlyDefault(
+    'mixed',
+    choice(['fail', 'split', 'spool']),
+    'fail',
+    'several destinations, some accepted and some not, after the final dot',
+  ),
+
+  listen: {
+    ...many(
+      'listen',
+      listenUrl,
+      ['smtp://127.0.0.1:2525'],
+      'smtp:// or smtps://host:port; port 0 = any free port',
+    ),
+    atLeastOne: true,
+  },
+  http: one('http', httpAddress, '127.0.0.1:9525', 'metrics, health and status; off disables it'),
+  hostname: one(
+    'hostname',
+    domain({ subdomains: false }),
+    'the name of this machine',
+    'for greeting, EHLO and Received',
+  ),
+
+  route: {
+    ...many(
+      'routes',
+      route,
+      ['*=mx'],
+      'PATTERN: example.com, .example.com (subdomains) or *; NEXTHOP: mx, or comma-separated ' +
+        'smtp://[user:pass@]host:port, smtps://, lmtp://, tried in order, each with an optional ?tls=POLICY',
+    ),
+    atLeastOne: true,
+  },
+  trust: many('trust', cidr, ['127.0.0.0/8', '::1/128'], 'clients that may relay to any domain'),
+  'accept-domain': many(
+    'acceptDomains',
+    domain({ subdomains: true }),
+    [],
+    'recipient domains that anybody may send to',
+  ),
+
+  dns: many('dns', dnsServer, [], "resolvers for MX, A and AAAA instead of the system's"),
+  'mx-port': one('mxPort', integer(1, 65_535), '25', 'port at MX hosts'),
+  'mx-allow': many(
+    'mxAllow',
+    cidr,
+    [],
+    'private, loopback or other special networks that MX hosts may be in',
+  ),
+
+  'connect-retries': one('connectRetries', integer(0, 100), '2', 'connection attempts after the first one'),
+  'connect-backoff': one(
+    'connectBackoffMs',
+    duration(0),
+    '250ms',
+    'first wait between attempts; doubles up to 5s',
+  ),
+  'connect-timeout': one('connectTimeoutMs', duration(), '10s', 'for a TCP or TLS connection to a host'),
+  'greeting-timeout': one('greetingTimeoutMs', duration(), '30s', "for the next hop's greeting"),
+  'command-timeout': one('commandTimeoutMs', duration(), '60s', "for the next hop's reply to a command"),
+  'data-timeout': one('dataTimeoutMs', duration(), '180s', 'for the next hop to take more of the message'),
+  'ack-timeout': one('ackTimeoutMs', duration(), '600s', "for the next hop's reply to the final dot"),
+  'rcpt-deadline': one(
+    'rcptDeadlineMs',
+    duration(),
+    '120s',
+    'until an RCPT is answered, all attempts included',
+  ),
+  'idle-timeout': one('idleTimeoutMs', duration(), '300s', 'silence of the client before it is disconnected'),
+  'greeting-delay': one(
+    'greetingDelayMs',
+    duration(0),
+    '100ms',
+    'wait before greeting clients that are not trusted',
+  ),
+  'drain-timeout': one('drainTimeoutMs', duration(0), '30s', 'for running transactions after SIGTERM'),
+
+  'max-message-size': one('maxMessageBytes', size, '50MiB', 'offered as SIZE, enforced while streaming'),
+  'max-recipients': one('maxRecipients', integer(1), '100', 'per transaction'),
+  'max-connections': one('maxConnections', integer(1), '1000', 'clients at a time'),
+  'max-buffered': one('maxBufferedBytes', size, '256MiB', 'memory for message bytes over the whole process'),
+  'max-received': one('maxReceived', integer(1), '50', 'Received lines before a message counts as looping'),
+
+  'tls-cert': optional('tlsCert', file, 'PEM certificate chain; with --tls-key STARTTLS is offered'),
+  'tls-key': optional('tlsKey', file, 'PEM private key of --tls-cert'),
+  'require-tls': one('requireTls', boolean, 'false', 'clients must STARTTLS before MAIL'),
+  'downstream-tls': one(
+    'downstreamTls',
+    tlsPolicy,
+    'opportunistic',
+    'TLS towards next hops that have no ?tls=',
+  ),
+
+  'log-level': one(
+    'logLevel',
+    choice(['fatal', 'error', 'warn', 'info', 'debug', 'trace', 'silent']),
+    'info',
+    'least severe level that is logged',
+  ),
+  'log-format': one(
+    'logFormat',
+    choice(['json', 'pretty']),
+    'json, pretty on a terminal',
+    'one JSON object a line, or text',
+  ),
+
+  workers: onlyDefault(null, choice(['1', 'auto']), '1', 'processes sharing the listeners'),
+  'forward-client': onlyDefault(
+    null,
+    choice(['none', 'xclient', 'xforward', 'proxy']),
+    'none',
+    'how next hops are told who the client is',
+  ),
+  'memory-threshold': later('S', 'bytes of a message kept in memory'),
+  'spool-dir': later('DIR', 'where messages are queued'),
+  'spool-min-free': later('S', 'free disk that must be left'),
+  'ack-deadline': later('D', 'how long delivery is tried before a message is queued'),
+  'retry-schedule': later('D,D,...', 'waits between deliveries from the queue'),
+  'max-queue-age': later('D', 'when delivery is given up'),
+  'disable-fast-path-when': later('COND', 'conditions that send messages to disk first'),
+  'proxy-protocol': later('CIDR', 'peers that the PROXY protocol is read from'),
+  xclient: later('CIDR', 'peers that XCLIENT is honoured from'),
+} as const satisfies Record<string, AnyOption>;
+
+type Table = typeof OPTIONS;
+export type OptionName = keyof Table;
+export const OPTION_NAMES = Object.keys(OPTIONS) as readonly OptionName[];
+
+/** What `Config` holds for an option. */
+type ValueOf<O> = O extends { takes: infer K; kind: { codec: z.ZodType<infer T, string> } }
+  ? K extends 'many'
+    ? readonly T[]
+    : K extends 'optional'
+      ? T | null
+      : T
+  : never;
+
+/** The values of all options that have a field in Config, by field. */
+export type OptionValues = {
+  readonly [N in OptionName as Table[N]['field'] extends string ? Table[N]['field'] : never]: ValueOf<
+    Table[N]
+  >;
+};
+
+type Camel<S extends string> = S extends `${infer Head}-${infer Tail}`
+  ? `${Head}${Capitalize<Camel<Tail>>}`
+  : S;
+
+type Scalar<T> = T extends boolean | string ? T : T extends number ? number | string : string;
+
+type Written<O> = O extends { takes: infer K; kind: { codec: z.ZodType<infer T, string> } }
+  ? K extends 'many'
+    ? string | readonly string[]
+    : Scalar<T>
+  : never;
+
+/** Options as the YAML file and `createProxy` take them: camelCase names, values as an operator writes them. */
+export type Options = { readonly [N in Exclude<OptionName, 'config'> as Camel<N>]?: Written<Table[N]> };
+
+/** The option's key in YAML and in commander: `mxPort` for `mx-port`. */
+export function camelCase(name: string): string {
+  return name.replace(/-([a-z])/g, (_, letter: string) => letter.toUpperCase());
+}
+
+/** `mx-port` for `mxPort` and `MX_PORT`. */
+export function kebabCase(name: string): string {
+  const spaced = name.replace(/([a-z0-9])([A-Z])/g, '$1-$2');
+  return spaced.toLowerCase().replaceAll('_', '-');
+}
+
+/** `CUTTHROUGH_MX_PORT` for `mx-port`. */
+export function envName(name: string): string {
+  return `CUTTHROUGH_${name.toUpperCase().replaceAll('-', '_')}`;
+}
+
+export function isOptionName(name: string): name is OptionName {
+  return Object.hasOwn(OPTIONS, name);
+}
+
+/** The word of `known` that takes the fewest edits to become; the first one of several. */
+export function nearest<T extends string>(word: string, known: readonly T[]): T {
+  const ranked = known.map((candidate) => ({ candidate, edits: editDistance(word, candidate) }));
+  return ranked.reduce((best, next) => (next.edits < best.edits ? next : best)).candidate;
+}
+
+/** Insertions, deletions, substitutions and swaps of neighbours (optimal string alignment). */
+function editDistance(a: string, b: string): number {
+  let [previous, row]: [number[], number[]] = [[], Array.from({ length: b.length + 1 }, (_, j) => j)];
+  for (let i = 1; i <= a.length; i++) {
+    const next = [i];
+    for (let j = 1; j <= b.length; j++) {
+      const same = a[i - 1] === b[j - 1] ? 0 : 1;
+      const swapped = i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1];
+      const edits = Math.min(row[j]! + 1, next[j - 1]! + 1, row[j - 1]! + same);
+      next.push(swapped ? Math.min(edits, previous[j - 2]! + 1) : edits);
+    }
+    [previous, row] = [row, next];
+  }
+  return row[b.length]!;
+}

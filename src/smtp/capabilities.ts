@@ -1,0 +1,78 @@
+// What a server offers in its EHLO reply, and our MAIL and RCPT put in those terms (RFC 1870, 3461, 6152, 6531).
+// A parameter that the next hop doesn't offer is left out; where leaving it out would break a promise, the refusal
+// that the upstream gets instead is built here. Pure; unknown keywords are ignored.
+import { encodeXtext, type Mailbox, type MailParams, type RcptParams } from './address.ts';
+import { messageTooBig, nextHopLacksSmtputf8, type Reply } from './reply.ts';
+
+export type Capabilities = Readonly<{
+  pipelining: boolean;
+  sizeOffered: boolean;
+  /** Largest message in octets; null where the server names none. */
+  size: number | null;
+  eightBitMime: boolean;
+  smtputf8: boolean;
+  dsn: boolean;
+  starttls: boolean;
+  enhancedStatusCodes: boolean;
+  chunking: boolean;
+  authMechanisms: readonly string[];
+}>;
+
+/** After a HELO. */
+export const NO_CAPABILITIES: Capabilities = parseCapabilities([]);
+
+/** @param lines of the EHLO reply after the first, without codes */
+export function parseCapabilities(lines: readonly string[]): Capabilities {
+  const offered = new Map<string, string[]>();
+  for (const line of lines) {
+    // `AUTH=PLAIN` is a form from before RFC 4954.
+    const [keyword = '', ...args] = line.trim().toUpperCase().replace(/^AUTH=/, 'AUTH ').split(/\s+/);
+    offered.set(keyword, [...(offered.get(keyword) ?? []), ...args]);
+  }
+  const size = Number(offered.get('SIZE')?.[0] ?? 0);
+  return Object.freeze({
+    pipelining: offered.has('PIPELINING'),
+    sizeOffered: offered.has('SIZE'),
+    // RFC 1870 §4: 0 means that there is no fixed maximum.
+    size: Number.isSafeInteger(size) && size > 0 ? size : null,
+    eightBitMime: offered.has('8BITMIME'),
+    smtputf8: offered.has('SMTPUTF8'),
+    dsn: offered.has('DSN'),
+    starttls: offered.has('STARTTLS'),
+    enhancedStatusCodes: offered.has('ENHANCEDSTATUSCODES'),
+    chunking: offered.has('CHUNKING'),
+    authMechanisms: Object.freeze([...new Set(offered.get('AUTH') ?? [])]),
+  });
+}
+
+/** What keeps this sender's message from this server before MAIL is even sent; null if nothing does. */
+export function refusalBeforeMail(params: MailParams, offered: Capabilities): Reply | null {
+  // RFC 1870 §6.1.
+  if (params.size !== null && offered.size !== null && params.size > offered.size) return messageTooBig(offered.size);
+  // RFC 6531 §3.2: such a message must not go to a server that can't take it.
+  if (params.smtputf8 && !offered.smtputf8) return nextHopLacksSmtputf8();
+  return null;
+}
+
+/** `mailbox` null is the null reverse-path. */
+export function mailCommand(mailbox: Mailbox | null, params: MailParams, offered: Capabilities): string {
+  const words = [`MAIL FROM:<${mailbox?.address ?? ''}>`];
+  if (params.size !== null && offered.sizeOffered) words.push(`SIZE=${params.size}`);
+  // Without 8BITMIME the bytes go as they came: converting them would break signatures.
+  if (params.body !== null && offered.eightBitMime) words.push(`BODY=${params.body}`);
+  if (params.smtputf8) words.push('SMTPUTF8');
+  if (offered.dsn) {
+    if (params.ret !== null) words.push(`RET=${params.ret}`);
+    if (params.envid !== null) words.push(`ENVID=${encodeXtext(params.envid)}`);
+  }
+  return words.join(' ');
+}
+
+export function rcptCommand(mailbox: Mailbox, params: RcptParams, offered: Capabilities): string {
+  const words = [`RCPT TO:<${mailbox.address}>`];
+  if (offered.dsn) {
+    if (params.notify !== null) words.push(`NOTIFY=${params.notify}`);
+    if (params.orcpt !== null) words.push(`ORCPT=${params.orcpt.type};${encodeXtext(params.orcpt.address)}`);
+  }
+  return words.join(' ');
+}

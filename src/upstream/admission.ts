@@ -1,0 +1,35 @@
+// Who may send to whom: trusted clients to anybody, all others to the accepted domains (never an open relay).
+// Pure; built anew on every reload.
+import type { Config } from '../config.ts';
+import { networkSet } from '../routing/networks.ts';
+import { hasRouting, type Mailbox } from '../smtp/address.ts';
+import { type Reply, relayingDenied } from '../smtp/reply.ts';
+
+export type Admission = Readonly<{
+  isTrusted: (clientAddress: string) => boolean;
+  /** Null: admitted. */
+  refusal: (mailbox: Mailbox, trusted: boolean) => Reply | null;
+  /** RFC 5321 §4.5.1: a bare `Postmaster` is ours; it is the first accepted domain's, else this host's. */
+  withDomain: (mailbox: Mailbox) => Mailbox;
+}>;
+
+export function createAdmission(config: Config): Admission {
+  const trust = networkSet(config.trust);
+  const exact = new Set(config.acceptDomains.filter((domain) => !domain.startsWith('.')));
+  const suffixes = config.acceptDomains.filter((domain) => domain.startsWith('.'));
+  const accepts = (domain: string) => exact.has(domain) || suffixes.some((suffix) => domain.endsWith(suffix));
+  return {
+    isTrusted: (clientAddress) => trust.has(clientAddress),
+    refusal(mailbox, trusted) {
+      if (trusted) return null;
+      // user%elsewhere@ours, elsewhere!user@ours: whether the next hop would relay these is not ours to find out.
+      if (mailbox.domain === null || !accepts(mailbox.domain) || hasRouting(mailbox)) return relayingDenied();
+      return null;
+    },
+    withDomain(mailbox) {
+      if (mailbox.domain !== null) return mailbox;
+      const domain = [...exact][0] ?? config.hostname.toLowerCase();
+      return { ...mailbox, domain, address: `${mailbox.localPart}@${domain}` };
+    },
+  };
+}

@@ -1,0 +1,403 @@
+// One upstream session (RFC 5321 §3): commands in, replies out, at most one transaction at a time.
+//
+// smtp-server's connection does the socket's life, the greeting and STARTTLS; every command that matters is answered
+// here, since the library's replies, address rules and immediate 354 are not ours. RCPTs that the upstream pipelines
+// are worked on concurrently and answered in order (RFC 2920 §3.2).
+// Owns one timer: how long the upstream may take for its next command or its next body bytes. Bytes of a command that
+// never ends don't reset it. Every end of the connection aborts the transaction.
+import type { Socket } from 'node:net';
+import { TLSSocket } from 'node:tls';
+import type { Logger } from 'pino';
+import type { SMTPServer } from 'smtp-server';
+import { SMTPConnection, type SMTPConnectionOptions } from 'smtp-server/lib/smtp-connection.js';
+import type { Config } from '../config.ts';
+import type { Recipient, Sender } from '../cut-through/leg.ts';
+import type { Transaction } from '../cut-through/transaction.ts';
+import { classLabel, type Metrics } from '../metrics.ts';
+import { decodeCommandLine, parseMail, parseRcpt } from '../smtp/address.ts';
+import * as replies from '../smtp/reply.ts';
+import { formatReply, type Reply, replyClass } from '../smtp/reply.ts';
+import type { Admission } from './admission.ts';
+import { WireStream } from './wire-stream.ts';
+
+/** Who is connected, for the Received line and the log. */
+export type Client = Readonly<{
+  address: string;
+  port: number;
+  trusted: boolean;
+  helo: string;
+  /** False after HELO. */
+  extended: boolean;
+  tls: Readonly<{ version: string; cipher: string }> | null;
+}>;
+
+/** What a session is given once, when it begins; a reload makes a new one for the sessions after it. */
+export type SessionContext = Readonly<{
+  config: Config;
+  admission: Admission;
+  metrics: Metrics;
+  log: Logger;
+  /** STARTTLS is offered: there is a certificate, and the listener is not TLS already. */
+  startTls: boolean;
+  /** DSN is offered: it can be honoured at every next hop. */
+  offersDsn: () => boolean;
+  newTransaction: (sender: Sender, client: Client) => Transaction;
+  /** False above --max-connections. */
+  hasRoom: () => boolean;
+  onClosed: (connection: UpstreamConnection) => void;
+}>;
+
+type Resume = () => void;
+type Slot = { reply: Reply | null };
+
+/** Unknown commands before the session is ended. */
+const MAX_UNKNOWN_COMMANDS = 10;
+/** Pipelined RCPTs that may wait for their answer, over those that --max-recipients allows. */
+const SPARE_SLOTS = 16;
+/** Verbs that we know; the rest share the label `other`, and these get 502. */
+const NOT_IMPLEMENTED = new Set(['AUTH', 'BDAT', 'BURL', 'ETRN', 'EXPN', 'SAML', 'SEND', 'SOML', 'TURN']);
+/** A browser was tricked into talking to us (cross-protocol request). */
+const HTTP_METHODS = new Set(['CONNECT', 'DELETE', 'GET', 'HEAD', 'OPTIONS', 'PATCH', 'POST', 'PUT', 'TRACE']);
+
+export class UpstreamConnection extends SMTPConnection {
+  readonly #context: SessionContext;
+  readonly #trusted: boolean;
+  /** Replies due to pipelined RCPTs, in the order of the commands. */
+  readonly #slots: Slot[] = [];
+  #onSlotsEmpty: Resume | null = null;
+  #timer: NodeJS.Timeout | null = null;
+  #transaction: Transaction | null = null;
+  #draining = false;
+  /** After a refused DATA the next lines may be a body that was sent regardless. */
+  #refusedData = false;
+  #beforeGreeting: Resume | null = null;
+  #released = false;
+
+  constructor(server: SMTPServer, socket: Socket, options: SMTPConnectionOptions, context: SessionContext) {
+    super(server, socket, options);
+    this.#context = context;
+    this.#trusted = context.admission.isTrusted(this.remoteAddress);
+  }
+
+  get transaction(): Transaction | null {
+    return this.#transaction;
+  }
+
+  get client(): Client {
+    const socket = this._socket;
+    const tls =
+      socket instanceof TLSSocket
+        ? { version: socket.getProtocol() ?? 'TLS', cipher: socket.getCipher()?.name ?? '' }
+        : null;
+    return {
+      address: this.remoteAddress,
+      port: this.remotePort,
+      trusted: this.#trusted,
+      helo: this.hostNameAppearsAs || '',
+      extended: this.openingCommand === 'EHLO',
+      tls,
+    };
+  }
+
+  /** Ends the session now if it is idle, else when its transaction is over. */
+  drain(): void {
+    this.#draining = true;
+    if (this.#transaction === null && !this._upgrading) this.#say('', replies.shuttingDown());
+  }
+
+  /** Ends the session at once; a transaction under way is aborted. */
+  destroy(): void {
+    this.#say('', replies.shuttingDown());
+    this._socket.destroy();
+  }
+
+  // ---- what smtp-server does otherwise ----
+
+  override init(): void {
+    this._setListeners(() => {
+      this.#awaitUpstream();
+      if (!this.#context.hasRoom()) return this.#say('', replies.overloadedConnections());
+      const delayMs = this.#trusted ? 0 : this.#context.config.greetingDelayMs;
+      if (delayMs === 0) return this.connectionReady();
+      setTimeout(() => {
+        if (!this._closing && !this._closed) this.connectionReady();
+      }, delayMs);
+    });
+  }
+
+  override _sendGreeting(): void {
+    this.#say('', replies.greeting(this.name));
+    const resume = this.#beforeGreeting;
+    this.#beforeGreeting = null;
+    resume?.();
+  }
+
+  override _createParser(): WireStream {
+    const stream = new WireStream();
+    stream.oncommand = (line: Buffer, resume?: Resume) => this._onCommand(line, resume);
+    stream.onrefuse = (reason) => {
+      this.#say('', reason === 'bare-lf' ? replies.bareLineFeedCommand() : replies.lineTooLong());
+      this.close();
+    };
+    stream.on('error', () => this._socket.destroy());
+    return stream;
+  }
+
+  /** Our own deadlines: the library's would count our waits against the upstream. */
+  override _armTimeout(): void {}
+
+  override _onClose(): void {
+    super._onClose();
+    this.#release();
+  }
+
+  override close(): void {
+    super.close();
+    this.#release();
+  }
+
+  override _onCommand(line: Buffer, resume: Resume = () => {}): void {
+    if (this._upgrading || this._closing) return resume();
+    if (!this._ready) return this.#onEarlyCommand(line, resume);
+    this.#stopTimer();
+    const text = decodeCommandLine(line);
+    const verb = text === null ? '' : (/^[A-Za-z]+/.exec(text)?.[0] ?? '').toUpperCase();
+    const next = () => this.#nextCommand(resume);
+    if (verb === 'RCPT' && text !== null) return this.#onRcpt(text, next);
+    if (verb === 'RSET' || verb === 'QUIT') this.#transaction?.abort();
+    this.#afterSlots(() => this.#onOther(verb, text, next));
+  }
+
+  // ---- commands ----
+
+  #onOther(verb: string, text: string | null, next: Resume): void {
+    if (this._closing || this._closed) return;
+    if (text === null) return this.#answer('', replies.syntax('invalid UTF-8'), next);
+    const args = text.slice(verb.length).trim();
+    switch (verb) {
+      case 'EHLO':
+      case 'HELO':
+        return this.#onHello(verb, args, next);
+      case 'MAIL':
+        return this.#answer(verb, this.#onMail(text), next);
+      case 'DATA':
+        return void this.#onData(args, next);
+      case 'STARTTLS':
+        return this.#onStartTls(args, next);
+      case 'RSET':
+        this.#transaction = null;
+        return this.#answer(verb, replies.ok(), next);
+      case 'NOOP':
+        return this.#answer(verb, replies.ok(), next);
+      case 'VRFY':
+        return this.#answer(verb, replies.cannotVerify(), next);
+      case 'HELP':
+        return this.#answer(verb, replies.help(), next);
+      case 'QUIT':
+        this.#say(verb, replies.closing());
+        return this.close();
+      default:
+        return this.#onUnknown(verb, next);
+    }
+  }
+
+  #onHello(verb: 'EHLO' | 'HELO', args: string, next: Resume): void {
+    if (args === '' || /\s/.test(args)) return this.#answer(verb, replies.syntax(`${verb} hostname`), next);
+    // RFC 5321 §4.1.4: a later EHLO resets as RSET does.
+    this.#endTransaction();
+    this.openingCommand = verb;
+    this.hostNameAppearsAs = args;
+    if (verb === 'HELO') return this.#answer(verb, replies.helo(this.name), next);
+    const keywords = ['PIPELINING', `SIZE ${this.#context.config.maxMessageBytes}`, '8BITMIME', 'SMTPUTF8'];
+    if (this.#context.offersDsn()) keywords.push('DSN');
+    if (this.#context.startTls && !this.secure) keywords.push('STARTTLS');
+    keywords.push('ENHANCEDSTATUSCODES');
+    this.#answer(verb, replies.ehlo(this.name, keywords), next);
+  }
+
+  #onMail(text: string): Reply {
+    const { config } = this.#context;
+    if (!this.hostNameAppearsAs) return replies.badSequence('send EHLO first');
+    if (config.requireTls && !this.secure) return replies.mustStartTls();
+    if (this.#transaction !== null) return replies.badSequence('nested MAIL command');
+    const parsed = parseMail(text);
+    if (!parsed.ok) return parsed.reply;
+    // RFC 1870 §6.1.
+    if ((parsed.params.size ?? 0) > config.maxMessageBytes) return replies.messageTooBig(config.maxMessageBytes);
+    const sender = { mailbox: parsed.mailbox, params: parsed.params };
+    this.#transaction = this.#context.newTransaction(sender, this.client);
+    return replies.senderOk();
+  }
+
+  #onRcpt(text: string, next: Resume): void {
+    const transaction = this.#transaction;
+    if (transaction === null) {
+      return this.#afterSlots(() => this.#answer('RCPT', replies.badSequence('need MAIL first'), next));
+    }
+    const slot: Slot = { reply: null };
+    const recipient = this.#admit(text, transaction);
+    this.#slots.push(slot);
+    const settle = (reply: Reply) => {
+      slot.reply = reply;
+      this.#flushSlots();
+    };
+    if (!('mailbox' in recipient)) settle(recipient);
+    else transaction.addRecipient(recipient).then(settle, (error: unknown) => settle(this.#bug(error)));
+    if (this.#slots.length < this.#context.config.maxRecipients + SPARE_SLOTS) next();
+    else this.#afterSlots(next);
+  }
+
+  #admit(text: string, transaction: Transaction): Recipient | Reply {
+    const { config, admission } = this.#context;
+    const parsed = parseRcpt(text, { smtputf8: transaction.sender.params.smtputf8 });
+    if (!parsed.ok) return parsed.reply;
+    const refusal = admission.refusal(parsed.mailbox, this.#trusted);
+    if (refusal !== null && !(parsed.mailbox.domain === null && config.acceptDomains.length > 0)) return refusal;
+    if (transaction.acceptedRecipients + this.#slots.length >= config.maxRecipients) return replies.tooManyRecipients();
+    return { mailbox: admission.withDomain(parsed.mailbox), params: parsed.params };
+  }
+
+  async #onData(args: string, next: Resume): Promise<void> {
+    const transaction = this.#transaction;
+    if (args !== '') return this.#answer('DATA', replies.syntax('DATA takes no argument'), next);
+    if (transaction === null) return this.#refuseData(replies.badSequence('need MAIL first'), next);
+    const refusal = await transaction.startData().catch((error: unknown) => this.#bug(error));
+    if (this._closing || this._closed) return;
+    if (refusal !== null) {
+      if (transaction.state === 'ended') this.#transaction = null;
+      return this.#refuseData(refusal, next);
+    }
+    const parser = this._parser as WireStream;
+    parser.startBody({
+      push: (chunk) => {
+        this.#awaitUpstream();
+        const { end, ready } = transaction.push(chunk);
+        if (ready === null) return { end, ready };
+        // The upstream is not idle while we don't read.
+        this.#stopTimer();
+        return { end, ready: ready.then(() => this.#awaitUpstream()) };
+      },
+      end: (resume) => void this.#onEndOfData(transaction, resume),
+    });
+    this.#answer('DATA', replies.startData(), next);
+  }
+
+  /** A client that sent the body with DATA would have it run as commands: it is let go (RFC 2920 §3.1). */
+  #refuseData(refusal: Reply, next: Resume): void {
+    const pipelined = this._parser !== false && (this._parser as WireStream).hasMore;
+    this.#say('DATA', refusal);
+    if (pipelined) return this.#say('', replies.bodyAfterRefusal());
+    this.#refusedData = true;
+    next();
+  }
+
+  async #onEndOfData(transaction: Transaction, resume: Resume): Promise<void> {
+    this.#stopTimer();
+    const reply = await transaction.finish().catch((error: unknown) => this.#bug(error));
+    this.#transaction = null;
+    if (this._closing || this._closed) return;
+    this.#answer('DATA', reply, () => this.#nextCommand(resume));
+  }
+
+  #onStartTls(args: string, next: Resume): void {
+    if (!this.#context.startTls && !this.secure) return this.#answer('STARTTLS', replies.tlsNotAvailable(), next);
+    if (this.secure) return this.#answer('STARTTLS', replies.badSequence('TLS is already active'), next);
+    if (args !== '') return this.#answer('STARTTLS', replies.syntax('STARTTLS takes no argument'), next);
+    // RFC 3207 §4.2: what was learnt in clear is forgotten.
+    this.#endTransaction();
+    this.#say('STARTTLS', replies.startTls());
+    this.#awaitUpstream();
+    this.upgrade(next);
+  }
+
+  #onUnknown(verb: string, next: Resume): void {
+    this._unrecognizedCommands++;
+    const hostile = this.#refusedData || HTTP_METHODS.has(verb) || this._unrecognizedCommands >= MAX_UNKNOWN_COMMANDS;
+    if (hostile) return this.#say('', replies.tooManyErrors());
+    this.#answer(verb, NOT_IMPLEMENTED.has(verb) ? replies.commandNotImplemented() : replies.commandUnknown(), next);
+  }
+
+  /** Before the greeting (RFC 5321 §4.3.1): a trusted client's command waits, another's ends the session. */
+  #onEarlyCommand(line: Buffer, resume: Resume): void {
+    if (!this.#trusted && this.#context.config.greetingDelayMs > 0) return this.#say('', replies.tooManyErrors());
+    this.#beforeGreeting = () => this._onCommand(line, resume);
+  }
+
+  // ---- replies and order ----
+
+  #answer(verb: string, reply: Reply, next: Resume): void {
+    this.#say(verb, reply);
+    // A client that pipelines without reading our replies must not make us hold them.
+    if (!this._closing) this._whenWritable(next);
+  }
+
+  /** The one place that writes to the upstream. A 421 closes (RFC 5321 §3.8). */
+  #say(verb: string, reply: Reply): void {
+    const socket = this._socket;
+    if (verb !== '') this.#context.metrics.upstreamCommands.inc({ verb, class: classLabel(reply.code) });
+    // During the handshake the socket below is raw: a byte written there would break the TLS records.
+    if (!this._upgrading && !socket.destroyed && socket.writable) socket.write(formatReply(reply));
+    if (reply.code === 421) this.close();
+    if (replyClass(reply) === 2) this.#refusedData = false;
+  }
+
+  #nextCommand(resume: Resume): void {
+    if (this._closing || this._closed) return resume();
+    if (this.#draining && (this.#transaction === null || this.#transaction.state === 'ended')) {
+      return this.#say('', replies.shuttingDown());
+    }
+    if (this.#slots.length === 0) this.#awaitUpstream();
+    resume();
+  }
+
+  #flushSlots(): void {
+    while (this.#slots.length > 0 && this.#slots[0]!.reply !== null) this.#say('RCPT', this.#slots.shift()!.reply!);
+    if (this.#slots.length > 0) return;
+    const resume = this.#onSlotsEmpty;
+    this.#onSlotsEmpty = null;
+    if (resume !== null) resume();
+    else this.#awaitUpstream();
+  }
+
+  #afterSlots(action: Resume): void {
+    if (this.#slots.length === 0) action();
+    else this.#onSlotsEmpty = action;
+  }
+
+  // ---- ends ----
+
+  #awaitUpstream(): void {
+    if (this._closing || this._closed) return;
+    if (this.#timer !== null) return void this.#timer.refresh();
+    this.#timer = setTimeout(() => {
+      if (this._upgrading) this._socket.destroy();
+      else this.#say('', replies.timeout());
+    }, this.#context.config.idleTimeoutMs);
+  }
+
+  #stopTimer(): void {
+    if (this.#timer !== null) clearTimeout(this.#timer);
+    this.#timer = null;
+  }
+
+  #endTransaction(): void {
+    this.#transaction?.abort();
+    this.#transaction = null;
+  }
+
+  #release(): void {
+    if (this.#released) return;
+    this.#released = true;
+    this.#stopTimer();
+    this.#slots.length = 0;
+    this.#onSlotsEmpty = null;
+    this.#beforeGreeting = null;
+    this.#transaction?.abort();
+    this.#context.onClosed(this);
+  }
+
+  #bug(error: unknown): Reply {
+    this.#context.log.error({ event: 'bug', err: error });
+    return replies.transactionAborted();
+  }
+}

@@ -1,0 +1,119 @@
+// The upstream's byte stream: command lines up to DATA, wire bytes until the body's end is seen, commands again.
+//
+// smtp-server's own parser takes a bare LF for a line end, runs an unterminated command at FIN, and unstuffs bodies
+// byte by byte; this subclass replaces all three. It holds at most one command line or one chunk, and takes no more
+// from the socket until what it has is dealt with, so back pressure reaches the upstream.
+import { SMTPStream } from 'smtp-server/lib/smtp-stream.js';
+
+export type BodySink = Readonly<{
+  /** `end`: index behind the final line, -1 while it was not seen; `ready`: wait for it before the next push. */
+  push: (chunk: Buffer) => { end: number; ready: Promise<void> | null };
+  /** The body is complete; `resume` goes on with the commands behind it. */
+  end: (resume: () => void) => void;
+}>;
+
+/** RFC 5321 §4.5.3.1.4: 512 octets, more for the parameters of extensions (SIZE, ENVID, ORCPT). */
+const MAX_COMMAND_OCTETS = 4096;
+const LF = 0x0a;
+const CR = 0x0d;
+const NOTHING = Buffer.alloc(0);
+
+export class WireStream extends SMTPStream {
+  /** Called once for input that is no command; the connection has to be closed. */
+  onrefuse: (reason: 'bare-lf' | 'line-too-long') => void = () => {};
+
+  #input: Buffer = NOTHING;
+  #next: ((error?: Error | null) => void) | null = null;
+  #body: BodySink | null = null;
+  #waiting = false;
+  #running = false;
+
+  /** The next bytes are a message. Call it from within a command, before its callback. */
+  startBody(sink: BodySink): void {
+    this.#body = sink;
+  }
+
+  /** Whether the upstream has sent more than the command being worked on. */
+  get hasMore(): boolean {
+    return this.#input.length > 0 || this.writableNeedDrain || this.writableLength > this.#chunkOctets;
+  }
+
+  #chunkOctets = 0;
+
+  override _write(chunk: Buffer, _encoding: BufferEncoding | 'buffer', next: (error?: Error | null) => void): void {
+    this.#input = this.#input.length === 0 ? chunk : Buffer.concat([this.#input, chunk]);
+    this.#chunkOctets = chunk.length;
+    this.#next = next;
+    this.#run();
+  }
+
+  /** At FIN an unterminated command is no command. */
+  override _flushData(): void {}
+
+  // A loop, not a recursion: callbacks that come at once only let it go on.
+  #run(): void {
+    if (this.#running) return;
+    this.#running = true;
+    try {
+      while (!this.#waiting && this.#next !== null) this.#step();
+    } finally {
+      this.#running = false;
+    }
+  }
+
+  #step(): void {
+    if (this.isClosed) {
+      this.#input = NOTHING;
+      return this.#takeMore();
+    }
+    if (this.#input.length === 0) return this.#takeMore();
+    if (this.#body === null) this.#command();
+    else this.#bodyBytes(this.#body);
+  }
+
+  #command(): void {
+    const lf = this.#input.indexOf(LF);
+    if (lf > MAX_COMMAND_OCTETS || (lf === -1 && this.#input.length > MAX_COMMAND_OCTETS)) {
+      return this.#refuse('line-too-long');
+    }
+    if (lf === -1) return this.#takeMore();
+    // RFC 5321 §2.3.8: only CRLF ends a line.
+    if (lf === 0 || this.#input[lf - 1] !== CR) return this.#refuse('bare-lf');
+    const line = this.#input.subarray(0, lf - 1);
+    this.#input = this.#input.subarray(lf + 1);
+    this.#wait((resume) => this.oncommand(line, resume));
+  }
+
+  #bodyBytes(body: BodySink): void {
+    const chunk = this.#input;
+    this.#input = NOTHING;
+    const { end, ready } = body.push(chunk);
+    if (end === -1) {
+      if (ready === null) return this.#takeMore();
+      return this.#wait((resume) => void ready.then(resume));
+    }
+    this.#input = chunk.subarray(end);
+    this.#body = null;
+    this.#wait((resume) => body.end(resume));
+  }
+
+  #refuse(reason: 'bare-lf' | 'line-too-long'): void {
+    this.isClosed = true;
+    this.onrefuse(reason);
+  }
+
+  #wait(start: (resume: () => void) => void): void {
+    this.#waiting = true;
+    start(() => {
+      this.#waiting = false;
+      this.#run();
+    });
+  }
+
+  #takeMore(): void {
+    const next = this.#next;
+    this.#next = null;
+    this.#chunkOctets = 0;
+    next?.();
+  }
+}

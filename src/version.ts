@@ -1,0 +1,6 @@
+// The package's version, read from package.json so that it is written down once.
+import { readFileSync } from 'node:fs';
+
+export const VERSION: string = (
+  JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')) as { version: string }
+).version;

@@ -1,0 +1,119 @@
+// Each phase of the downstream dialogue × each way of failing: an honest reply to the upstream, no message completed,
+// nothing left open. With one leg, and with a second, sound one that must not be left with the message alone.
+import { afterEach, describe, expect, it } from 'vitest';
+import { startProxy, type TestProxy, until } from '../support/proxy.ts';
+import type { Act, Phase } from '../support/sink.ts';
+
+let proxy: TestProxy;
+afterEach(async () => {
+  await proxy.close();
+});
+
+const FAILURES: Record<string, Act> = {
+  '4xx': '452 4.2.2 mailbox full',
+  '5xx': '550 5.7.1 no thanks',
+  '421': '421 4.3.2 going down',
+  FIN: { act: 'fin' },
+  RST: { act: 'rst' },
+  silence: { act: 'stall' },
+  garbage: { act: 'garbage' },
+  'an endless reply': { act: 'endless' },
+  'a byte-dribbled reply': { act: 'dribble', text: `250 ${'x'.repeat(200)}\r\n`, everyMs: 20 },
+  'an unexpected 3xx': '334 what',
+};
+
+/** What the upstream gets, by phase and failure; where a peer's own refusal is passed on, its text. */
+function expected(phase: Phase, failure: string): RegExp {
+  const own = failure === '4xx' ? /^452 4\.2\.2 mailbox full$/ : failure === '5xx' ? /^550 5\.7\.1 no thanks$/ : null;
+  switch (phase) {
+    case 'greeting':
+    case 'ehlo':
+      // A 5xx to EHLO is followed by HELO, which the script answers the same.
+      return /^451 4\.4\.1 .*127\.0\.0\.1.* [12] attempt/;
+    case 'mail':
+    case 'rcpt':
+    case 'data':
+      if (failure === '421') return /^451 4\.3\.2 going down$/;
+      return own ?? /^451 4\.4\.2 /;
+    case 'body':
+      if (failure === '421') return /^451 4\.3\.2 going down$/;
+      return own ?? /^451 4\.4\.2 /;
+    case 'dot':
+      if (failure === '421') return /^451 4\.3\.2 going down$/;
+      return own ?? /^451 4\.4\.2 /;
+    default:
+      return phase satisfies never;
+  }
+}
+
+const PHASES: Phase[] = ['greeting', 'ehlo', 'mail', 'rcpt', 'data', 'body', 'dot'];
+
+/** The reply that ends the attempt to send one message to `to`: the first that is not positive, else the last. */
+async function attempt(to: string[]): Promise<string> {
+  const client = await proxy.client();
+  const mail = await client.command('MAIL FROM:<s@src.example>');
+  expect(mail).toMatch(/^250/);
+  for (const each of to) {
+    const rcpt = await client.command(`RCPT TO:<${each}>`);
+    if (!rcpt.startsWith('250')) return rcpt;
+  }
+  const go = await client.command('DATA');
+  if (!go.startsWith('354')) return go;
+  client.write('Subject: x\r\n\r\n');
+  // Waits until the body's beginning is through, so that what happens happens in mid-body.
+  await until(() => proxy.sinks.every((sink) => (sink.sessions.at(-1)?.bodyOctets ?? 1) > 0 || sink.sessions.at(-1)!.closed));
+  client.write('text\r\n.\r\n');
+  return await client.reply();
+}
+
+for (const phase of PHASES) {
+  describe(`at ${phase}`, () => {
+    for (const [failure, act] of Object.entries(FAILURES)) {
+      // In mid-body silence is no failure, and neither is a reply that never gets to its end before the dot's.
+      if (phase === 'body' && ['silence', 'an endless reply', 'a byte-dribbled reply'].includes(failure)) continue;
+
+      it(`answers honestly to ${failure}`, async () => {
+        proxy = await startProxy([{ script: { [phase]: act } }]);
+        const [sink] = proxy.sinks;
+        const before = performance.now();
+        let reply = await attempt(['u@a.example']);
+        if (phase === 'body' && !reply.startsWith('4') && !reply.startsWith('5')) reply = `accepted: ${reply}`;
+        expect(reply).toMatch(expected(phase, failure));
+        expect(performance.now() - before).toBeLessThan(3_000);
+        expect(sink!.messages).toHaveLength(0);
+        if (phase !== 'dot') expect(sink!.sessions.some((session) => session.sawDot)).toBe(false);
+        await until(() => sink!.sessions.every((session) => session.closed || session.socket.destroyed));
+        await until(async () => (await proxy.metric('cutthrough_downstream_sessions_active')) === 0);
+      });
+    }
+  });
+}
+
+describe('next to a sound leg', () => {
+  for (const phase of ['data', 'body'] as const) {
+    for (const failure of ['4xx', '5xx', 'FIN', 'RST', 'garbage'] as const) {
+      it(`lets nobody have the message after ${failure} at ${phase}`, async () => {
+        proxy = await startProxy([{}, { script: { [phase]: FAILURES[failure]! } }]);
+        const reply = await attempt(['u@a.example', 'v@b.example']);
+        expect(reply).toMatch(/^[45]\d\d /);
+        if (phase === 'body') expect(reply).toMatch(/^451 4\.4\.2 /);
+        for (const sink of proxy.sinks) {
+          expect(sink.messages).toHaveLength(0);
+          expect(sink.sessions.some((session) => session.sawDot)).toBe(false);
+        }
+      });
+    }
+  }
+
+  it('drops the sound leg when the other stalls in mid-body past --data-timeout', async () => {
+    proxy = await startProxy([{}, { stopReadingAfter: 100 }]);
+    const client = await proxy.client();
+    expect(await client.envelope('s@src.example', ['u@a.example', 'v@b.example'])).toMatch(/^354/);
+    const line = `${'x'.repeat(998)}\r\n`;
+    client.write(line.repeat(12_000));
+    client.write('.\r\n');
+    expect(await client.reply()).toMatch(/^451 4\.4\.2 .*127\.0\.0\.1/);
+    expect(proxy.sinks.flatMap((sink) => sink.messages)).toHaveLength(0);
+    expect(proxy.sinks.some((sink) => sink.sessions[0]!.sawDot)).toBe(false);
+  });
+});

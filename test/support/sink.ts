@@ -1,0 +1,255 @@
+// A scripted SMTP (or LMTP) server on loopback: by default it accepts everything and remembers it; at any phase it can
+// be told to misbehave. Raw sockets, no library, so that it can do what a library would not.
+import { once } from 'node:events';
+import net, { type AddressInfo, type Socket } from 'node:net';
+
+export type Phase = 'greeting' | 'ehlo' | 'mail' | 'rcpt' | 'data' | 'body' | 'dot';
+
+/** A reply (without CRLF; several lines joined by \n), or what to do instead of replying. */
+export type Act =
+  | string
+  | { act: 'fin' | 'rst' | 'stall' | 'endless' | 'garbage' }
+  | { act: 'dribble'; text: string; everyMs: number }
+  | { act: 'delay'; ms: number; then: Act };
+
+export type Received = { mail: string; rcpts: string[]; body: Buffer; helo: string };
+
+export type SinkOptions = {
+  /** By phase; a function sees the command line and how often the phase was reached on this server. */
+  script?: Partial<Record<Phase, Act | ((line: string, nth: number, session: SinkSession) => Act | null)>>;
+  extensions?: string[];
+  lmtp?: boolean;
+  /** Stop reading the socket in the body after this many octets, until release() is called. */
+  stopReadingAfter?: number;
+  host?: string;
+  port?: number;
+};
+
+export type SinkEvent = { at: number; what: string };
+
+export class SinkSession {
+  readonly socket: Socket;
+  readonly commands: string[] = [];
+  /** Everything read, raw. */
+  raw = Buffer.alloc(0);
+  /** Body octets seen so far in the DATA under way. */
+  bodyOctets = 0;
+  sawDot = false;
+  closed = false;
+  helo = '';
+
+  constructor(socket: Socket) {
+    this.socket = socket;
+  }
+
+  release(): void {
+    this.socket.resume();
+  }
+}
+
+const END = Buffer.from('\r\n.\r\n');
+
+export class Sink {
+  readonly messages: Received[] = [];
+  readonly sessions: SinkSession[] = [];
+  readonly events: SinkEvent[] = [];
+  readonly #options: SinkOptions;
+  readonly #server: net.Server;
+  readonly #counts = new Map<Phase, number>();
+  readonly #timers = new Set<NodeJS.Timeout>();
+
+  constructor(options: SinkOptions) {
+    this.#options = options;
+    this.#server = net.createServer({ noDelay: true }, (socket) => this.#serve(new SinkSession(socket)));
+  }
+
+  static async start(options: SinkOptions = {}): Promise<Sink> {
+    const sink = new Sink(options);
+    sink.#server.listen(options.port ?? 0, options.host ?? '127.0.0.1');
+    await once(sink.#server, 'listening');
+    return sink;
+  }
+
+  get port(): number {
+    return (this.#server.address() as AddressInfo).port;
+  }
+
+  get url(): string {
+    return `${this.#options.lmtp ? 'lmtp' : 'smtp'}://127.0.0.1:${this.port}`;
+  }
+
+  get connections(): number {
+    return this.sessions.length;
+  }
+
+  async close(): Promise<void> {
+    for (const timer of this.#timers) clearInterval(timer);
+    const closed = new Promise((resolve) => this.#server.close(resolve));
+    for (const session of this.sessions) session.socket.destroy();
+    await closed;
+  }
+
+  #serve(session: SinkSession): void {
+    const { socket } = session;
+    this.sessions.push(session);
+    socket.on('error', () => {});
+    socket.on('close', () => {
+      session.closed = true;
+    });
+    let buffer = Buffer.alloc(0);
+    let inBody = false;
+    let mail = '';
+    let rcpts: string[] = [];
+    let body = Buffer.alloc(0);
+    const perform = (phase: Phase, line: string, fallback: string) => this.#perform(session, phase, line, fallback);
+
+    const onBody = () => {
+      const joined = Buffer.concat([body, buffer]);
+      session.bodyOctets = joined.length;
+      buffer = Buffer.alloc(0);
+      // The terminator may be the very first line.
+      const first = joined.subarray(0, 3).equals(Buffer.from('.\r\n')) ? 0 : -1;
+      const at = first === 0 ? 0 : joined.indexOf(END, Math.max(0, body.length - 4));
+      if (at === -1) {
+        body = joined;
+        const limit = this.#options.stopReadingAfter;
+        if (limit !== undefined && body.length >= limit && !socket.isPaused()) socket.pause();
+        const nth = this.#counts.get('body') ?? 0;
+        if (nth === 0 && this.#options.script?.body !== undefined) perform('body', '', '');
+        return;
+      }
+      const end = first === 0 ? 0 : at + 2;
+      session.sawDot = true;
+      this.#log('dot');
+      const message = { mail, rcpts, body: joined.subarray(0, end), helo: session.helo };
+      buffer = joined.subarray(end + 3);
+      inBody = false;
+      body = Buffer.alloc(0);
+      const count = this.#options.lmtp ? rcpts.length : 1;
+      let accepted = false;
+      for (let i = 0; i < count; i++) {
+        const said = perform('dot', this.#options.lmtp ? rcpts[i]! : '', '250 2.0.0 queued');
+        if (said !== null && /^2/.test(said)) accepted = true;
+      }
+      if (accepted) this.messages.push(message);
+      mail = '';
+      rcpts = [];
+    };
+
+    const onLine = (line: string) => {
+      session.commands.push(line);
+      this.#log(line);
+      const verb = line.slice(0, 4).toUpperCase();
+      switch (verb) {
+        case 'EHLO':
+        case 'LHLO':
+        case 'HELO': {
+          session.helo = line.slice(5);
+          const lines = ['sink.example', ...(this.#options.extensions ?? DEFAULT_EXTENSIONS)];
+          const last = lines.length - 1;
+          perform('ehlo', line, lines.map((text, i) => `250${i === last ? ' ' : '-'}${text}`).join('\n'));
+          return;
+        }
+        case 'MAIL': {
+          const said = perform('mail', line, '250 2.1.0 ok');
+          if (said?.startsWith('2')) mail = line;
+          return;
+        }
+        case 'RCPT': {
+          if (mail === '') return void socket.write('503 5.5.1 need MAIL\r\n');
+          const said = perform('rcpt', line, '250 2.1.5 ok');
+          if (said?.startsWith('2')) rcpts.push(line);
+          return;
+        }
+        case 'DATA': {
+          const said = perform('data', line, '354 go ahead');
+          if (said?.startsWith('354')) inBody = true;
+          session.bodyOctets = 0;
+          return;
+        }
+        case 'RSET':
+          mail = '';
+          rcpts = [];
+          return void socket.write('250 2.0.0 ok\r\n');
+        case 'QUIT':
+          return void socket.end('221 2.0.0 bye\r\n');
+        default:
+          return void socket.write('250 2.0.0 ok\r\n');
+      }
+    };
+
+    socket.on('data', (chunk) => {
+      session.raw = Buffer.concat([session.raw, chunk]);
+      buffer = Buffer.concat([buffer, chunk]);
+      for (;;) {
+        if (inBody) {
+          onBody();
+          if (inBody) return;
+        }
+        const lf = buffer.indexOf('\r\n');
+        if (lf === -1) return;
+        const line = buffer.subarray(0, lf).toString('utf8');
+        buffer = buffer.subarray(lf + 2);
+        onLine(line);
+      }
+    });
+    perform('greeting', '', '220 sink.example ESMTP');
+  }
+
+  /** The reply that was or will be given, null where there is none. */
+  #perform(session: SinkSession, phase: Phase, line: string, fallback: string): string | null {
+    const nth = this.#counts.get(phase) ?? 0;
+    this.#counts.set(phase, nth + 1);
+    const scripted = this.#options.script?.[phase];
+    const act = (typeof scripted === 'function' ? scripted(line, nth, session) : scripted) ?? fallback;
+    return this.#do(session, act);
+  }
+
+  #do(session: SinkSession, act: Act): string | null {
+    const { socket } = session;
+    if (typeof act === 'string') {
+      if (act !== '') socket.write(`${act.split('\n').join('\r\n')}\r\n`);
+      return act;
+    }
+    switch (act.act) {
+      case 'fin':
+        socket.end();
+        return null;
+      case 'rst':
+        socket.resetAndDestroy();
+        return null;
+      case 'stall':
+        return null;
+      case 'garbage':
+        socket.write('\x00\xffwhat is this\r\n');
+        return null;
+      case 'endless': {
+        this.#every(1, () => socket.write(`250-${'x'.repeat(500)}\r\n`));
+        return null;
+      }
+      case 'dribble': {
+        const bytes = [...act.text];
+        this.#every(act.everyMs, () => {
+          const next = bytes.shift();
+          if (next !== undefined) socket.write(next);
+        });
+        return null;
+      }
+      case 'delay': {
+        const timer = setTimeout(() => this.#do(session, act.then), act.ms);
+        this.#timers.add(timer);
+        return typeof act.then === 'string' ? act.then : null;
+      }
+    }
+  }
+
+  #every(ms: number, action: () => void): void {
+    this.#timers.add(setInterval(action, ms));
+  }
+
+  #log(what: string): void {
+    this.events.push({ at: performance.now(), what });
+  }
+}
+
+const DEFAULT_EXTENSIONS = ['PIPELINING', 'SIZE 104857600', '8BITMIME', 'SMTPUTF8', 'DSN', 'ENHANCEDSTATUSCODES'];

@@ -1,0 +1,37 @@
+import { expect, test } from 'vitest';
+import { createLogger } from '../../src/log.ts';
+
+function capture(): { lines: string[]; stream: { write: (line: string) => void } } {
+  const lines: string[] = [];
+  return { lines, stream: { write: (line) => lines.push(line) } };
+}
+
+test('writes one JSON object a line with level, ISO time, event and fields, and nothing about the machine', () => {
+  const { lines, stream } = capture();
+  createLogger({ level: 'info', format: 'json', stream }).info({ event: 'leg_lost', phase: 'body' });
+  expect(lines).toHaveLength(1);
+  expect(lines[0]?.endsWith('\n')).toBe(true);
+  expect(JSON.parse(lines[0] ?? '')).toEqual({
+    level: 'info',
+    time: expect.stringMatching(/^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$/),
+    event: 'leg_lost',
+    phase: 'body',
+  });
+});
+
+test('says nothing below its level', () => {
+  const { lines, stream } = capture();
+  createLogger({ level: 'warn', format: 'json', stream }).info({ event: 'reloaded' });
+  expect(lines).toEqual([]);
+});
+
+test('a pretty line names the event and the fields, and keeps to one line', () => {
+  const { lines, stream } = capture();
+  createLogger({ level: 'info', format: 'pretty', stream }).info({
+    event: 'leg_lost',
+    reply: '451 no\r\n250 ok',
+  });
+  expect(lines).toHaveLength(1);
+  expect(lines[0]).toMatch(/INFO.*leg_lost.*"reply":"451 no\\r\\n250 ok"/);
+  expect(lines[0]?.trimEnd()).not.toContain('\n');
+});
