@@ -43,7 +43,10 @@ export async function createProxy(options: Options = {}, logger?: Logger): Promi
   const parsed = parseConfig({ file: options });
   if (!parsed.ok) throw new Error(parsed.errors.join('\n'));
   const { config } = parsed;
-  return await createProxyFromConfig(config, logger ?? createLogger({ level: config.logLevel, format: config.logFormat }));
+  return await createProxyFromConfig(
+    config,
+    logger ?? createLogger({ level: config.logLevel, format: config.logFormat }),
+  );
 }
 
 /** As createProxy(), with options that are parsed already. */
@@ -54,7 +57,12 @@ export async function createProxyFromConfig(config: Config, logger: Logger): Pro
 }
 
 /** What a reload replaces as a whole. */
-type Generation = Readonly<{ config: Config; admission: Admission; router: Router; certificate: Certificate | null }>;
+type Generation = Readonly<{
+  config: Config;
+  admission: Admission;
+  router: Router;
+  certificate: Certificate | null;
+}>;
 
 class RunningProxy implements Proxy {
   readonly #log: Logger;
@@ -88,7 +96,8 @@ class RunningProxy implements Proxy {
     this.#generation = await this.#generationOf(config);
     const { certificate } = this.#generation;
     this.#listeners = config.listen.map(
-      (address) => new Listener(address, config.hostname, certificate, (listener) => this.#contextOf(listener)),
+      (address) =>
+        new Listener(address, config.hostname, certificate, (listener) => this.#contextOf(listener)),
     );
     try {
       for (const listener of this.#listeners) await listener.start();
@@ -123,14 +132,7 @@ class RunningProxy implements Proxy {
   }
 
   async #generationOf(config: Config): Promise<Generation> {
-    const mx = createMxResolver({
-      dns: systemDns(config.dns),
-      allow: config.mxAllow,
-      isOwn: (host, address) => this.#isOwn(config, host, address),
-      now: () => performance.now(),
-      random: Math.random,
-    });
-    const router = createRouter({ routes: config.routes, mx, mxPort: config.mxPort, mxTls: config.downstreamTls });
+    const { router } = createRouting(config, (host, address) => this.#isOwn(config, host, address));
     const certificate =
       config.tlsCert === null || config.tlsKey === null
         ? null
@@ -247,7 +249,31 @@ class RunningProxy implements Proxy {
   }
 }
 
-function received(config: Config, sender: Sender, client: Client, id: string, only: Recipient | null): Buffer {
+/** Routing with the real clock, dice and resolvers. `isOwn`: whether an MX host (or address) is this proxy. */
+export function createRouting(config: Config, isOwn: (host: string, address: string | null) => boolean) {
+  const mx = createMxResolver({
+    dns: systemDns(config.dns),
+    allow: config.mxAllow,
+    isOwn,
+    now: () => performance.now(),
+    random: Math.random,
+  });
+  const router = createRouter({
+    routes: config.routes,
+    mx,
+    mxPort: config.mxPort,
+    mxTls: config.downstreamTls,
+  });
+  return { mx, router };
+}
+
+function received(
+  config: Config,
+  sender: Sender,
+  client: Client,
+  id: string,
+  only: Recipient | null,
+): Buffer {
   return receivedLine({
     helo: client.helo,
     clientAddress: client.address,
@@ -265,7 +291,7 @@ function received(config: Config, sender: Sender, client: Client, id: string, on
 }
 
 /** A static next hop's addresses: the given resolvers first, then the system (which also knows /etc/hosts). */
-async function addressesOf(host: string, servers: readonly string[]): Promise<readonly string[]> {
+export async function addressesOf(host: string, servers: readonly string[]): Promise<readonly string[]> {
   if (isIP(host) !== 0) return [host];
   if (servers.length > 0) {
     const found = await addressesByDns(host, systemDns(servers));
@@ -276,11 +302,15 @@ async function addressesOf(host: string, servers: readonly string[]): Promise<re
 
 async function addressesByDns(host: string, dns: DnsClient): Promise<string[]> {
   const answers = await Promise.allSettled([dns.resolve6(host), dns.resolve4(host)]);
-  return answers.flatMap((answer) => (answer.status === 'fulfilled' ? answer.value.map(({ address }) => address) : []));
+  return answers.flatMap((answer) =>
+    answer.status === 'fulfilled' ? answer.value.map(({ address }) => address) : [],
+  );
 }
 
 function ownAddresses(): Set<string> {
   return new Set(
-    Object.values(networkInterfaces()).flatMap((addresses) => (addresses ?? []).map(({ address }) => address)),
+    Object.values(networkInterfaces()).flatMap((addresses) =>
+      (addresses ?? []).map(({ address }) => address),
+    ),
   );
 }

@@ -144,7 +144,7 @@ async function runProbe(address: string, json: boolean, command: Command): Promi
   const { config, warnings } = loadOrFail(usageOf(command, 1));
   for (const warning of warnings) complain(`warning: ${warning}`);
   const { probeAddress } = await import('./probe.ts');
-  const result = await probeAddress(config, address, { json });
+  const result = await probeAddress(config, address);
   process.stdout.write(json ? `${JSON.stringify(result.json, null, 2)}\n` : `${result.lines.join('\n')}\n`);
   process.exit(result.ok ? 0 : 1);
 }

@@ -2,7 +2,9 @@
 // Labels are bounded: never an address, a domain or an id.
 import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
 
-const SECONDS = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600];
+const SECONDS = [
+  0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600,
+];
 const OCTETS = [1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144].map((kib) => kib * 1024);
 
 export type TransactionResult = 'delivered' | 'rejected' | 'deferred' | 'mixed' | 'aborted';
@@ -19,8 +21,12 @@ export function createMetrics(info: { version: string; mode: string; fallback: s
     new Counter({ name: `cutthrough_${name}`, help, labelNames, registers });
   const gauge = <L extends string>(name: string, help: string, labelNames: readonly L[] = []) =>
     new Gauge({ name: `cutthrough_${name}`, help, labelNames, registers });
-  const histogram = <L extends string>(name: string, help: string, buckets: number[], labelNames: readonly L[] = []) =>
-    new Histogram({ name: `cutthrough_${name}`, help, buckets, labelNames, registers });
+  const histogram = <L extends string>(
+    name: string,
+    help: string,
+    buckets: number[],
+    labelNames: readonly L[] = [],
+  ) => new Histogram({ name: `cutthrough_${name}`, help, buckets, labelNames, registers });
 
   gauge('build_info', 'Constant 1, labelled with the versions.', ['version', 'node']).set(
     { version: info.version, node: process.versions.node },
@@ -45,7 +51,9 @@ export function createMetrics(info: { version: string; mode: string; fallback: s
     messageBytes: counter('message_bytes_total', 'Message bytes taken in and sent out.', ['direction']),
     messageSize: histogram('message_size_bytes', 'Size of complete messages.', OCTETS),
     bufferedBytes: gauge('buffered_bytes', 'Message bytes held in memory now.'),
-    connectAttempts: counter('downstream_connect_attempts_total', 'Connections tried, by how they ended.', ['result']),
+    connectAttempts: counter('downstream_connect_attempts_total', 'Connections tried, by how they ended.', [
+      'result',
+    ]),
     connectRetries: counter('downstream_connect_retries_total', 'Attempts after the first (claim 21).'),
     sessionsActive: gauge('downstream_sessions_active', 'Downstream sessions in use.'),
     sessionsIdle: gauge('downstream_sessions_idle', 'Downstream sessions kept for reuse.'),
@@ -55,10 +63,14 @@ export function createMetrics(info: { version: string; mode: string; fallback: s
       'class',
     ]),
     phaseDuration: histogram('phase_duration_seconds', 'Time a leg spent in a phase.', SECONDS, ['phase']),
-    transactionDuration: histogram('transaction_duration_seconds', 'MAIL to the final reply.', SECONDS, ['mode']),
-    backpressure: counter('backpressure_seconds_total', 'Time the message stood still, by the side waited for.', [
-      'side',
+    transactionDuration: histogram('transaction_duration_seconds', 'MAIL to the final reply.', SECONDS, [
+      'mode',
     ]),
+    backpressure: counter(
+      'backpressure_seconds_total',
+      'Time the message stood still, by the side waited for.',
+      ['side'],
+    ),
   };
 }
 

@@ -36,6 +36,8 @@ export class Leg {
   #session: DownstreamSession | null = null;
   #lmtp = false;
   #mail: Promise<Exchange> | null = null;
+  /** The answer to every recipient, once the next hop has refused the sender. */
+  #senderRefused: Reply | null = null;
   /** Where the peer doesn't pipeline: settles when the last command was answered. */
   #turn: Promise<unknown> = Promise.resolve();
   #finalReplies: Promise<Exchange>[] = [];
@@ -70,6 +72,7 @@ export class Leg {
       return nextHopUnreachable(this.nextHop.label, opened.attempts, opened.reason);
     }
     const { session } = opened;
+    if (this.#senderRefused !== null) return this.#senderRefused;
     const refusal = refusalBeforeMail(this.#sender.params, session.capabilities);
     if (refusal !== null) return refusal;
     if (session.capabilities.pipelining) return await this.#envelope(session, recipient);
@@ -152,8 +155,14 @@ export class Leg {
   async #envelope(session: DownstreamSession, recipient: Recipient): Promise<Reply> {
     const { capabilities } = session;
     const began = this.#deps.now();
-    const rcpt = { phase: 'rcpt', line: rcptCommand(recipient.mailbox, recipient.params, capabilities) } as const;
-    const mail = { phase: 'mail', line: mailCommand(this.#sender.mailbox, this.#sender.params, capabilities) } as const;
+    const rcpt = {
+      phase: 'rcpt',
+      line: rcptCommand(recipient.mailbox, recipient.params, capabilities),
+    } as const;
+    const mail = {
+      phase: 'mail',
+      line: mailCommand(this.#sender.mailbox, this.#sender.params, capabilities),
+    } as const;
     let answer: Promise<Exchange>;
     if (this.#mail === null && capabilities.pipelining) {
       // RFC 2920 §3.1: MAIL and the first RCPT in one write.
@@ -162,11 +171,16 @@ export class Leg {
       answer = toRcpt!;
     } else {
       this.#mail ??= session.exchange([mail])[0]!;
-      answer = capabilities.pipelining || positive(await this.#mail) ? session.exchange([rcpt])[0]! : this.#mail;
+      answer =
+        capabilities.pipelining || positive(await this.#mail) ? session.exchange([rcpt])[0]! : this.#mail;
     }
     const mailExchange = await this.#mail;
     this.#deps.onPhase('mail', this.#since(began));
-    if (!positive(mailExchange)) return this.#refusal(mailExchange, 'mail');
+    if (!positive(mailExchange)) {
+      this.#senderRefused ??= this.#refusal(mailExchange, 'mail');
+      void this.release();
+      return this.#senderRefused;
+    }
     const exchange = await answer;
     this.#deps.onPhase('rcpt', this.#since(began));
     if (!positive(exchange)) return this.#refusal(exchange, 'rcpt');

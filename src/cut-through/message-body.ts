@@ -48,7 +48,8 @@ export class MessageBody {
 
   #judge(): Reply | null {
     if (this.#scanner.violation !== null) return bareNewline();
-    if (this.#scanner.messageOctets > this.#limits.maxMessageBytes) return messageTooBig(this.#limits.maxMessageBytes);
+    if (this.#scanner.messageOctets > this.#limits.maxMessageBytes)
+      return messageTooBig(this.#limits.maxMessageBytes);
     // RFC 5321 §6.3.
     if (this.#header.receivedCount > this.#limits.maxReceived) return mailLoop();
     return null;

@@ -102,7 +102,12 @@ export class Transaction {
 
   /** Claim 21: the recipient's next hop is found, connected to and asked, all within --rcpt-deadline. Never rejects. */
   async addRecipient(recipient: Recipient): Promise<Reply> {
-    const record: RecipientRecord = { address: recipient.mailbox.address, nextHop: '', outcome: '', reply: null };
+    const record: RecipientRecord = {
+      address: recipient.mailbox.address,
+      nextHop: '',
+      outcome: '',
+      reply: null,
+    };
     this.#records.set(recipient, record);
     const cut = new AbortController();
     this.#asking.add(cut);
@@ -239,7 +244,8 @@ export class Transaction {
       decision = verdictBeforeDots(failure.outcome, failure.leg.nextHop.label, legs);
     }
     decision ??= { reply: legLost('a next hop', 'body'), result: 'deferred' };
-    for (const leg of this.#legs.values()) for (const each of leg.recipients) this.#record(each, decision.reply);
+    for (const leg of this.#legs.values())
+      for (const each of leg.recipients) this.#record(each, decision.reply);
     return decision;
   }
 
@@ -281,7 +287,8 @@ export class Transaction {
     metrics.transactions.inc({ mode: config.mode, result });
     metrics.transactionDuration.observe({ mode: config.mode }, milliseconds / 1000);
     for (const { outcome } of this.#records.values()) {
-      if (outcome !== '' && (outcome !== 'accepted' || result !== 'aborted')) metrics.recipients.inc({ result: outcome });
+      if (outcome !== '' && (outcome !== 'accepted' || result !== 'aborted'))
+        metrics.recipients.inc({ result: outcome });
     }
     this.#deps.onEnd(this);
     log.info({

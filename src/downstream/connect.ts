@@ -192,7 +192,11 @@ function tlsOptionsOf(host: HopHost): ConnectionOptions {
 }
 
 function dial(to: { host: string; port: number }, timeoutMs: number, signal: AbortSignal): Promise<Socket> {
-  const socket = net.connect({ ...to, noDelay: true, highWaterMark: SOCKET_HIGH_WATER_OCTETS } as net.NetConnectOpts);
+  const socket = net.connect({
+    ...to,
+    noDelay: true,
+    highWaterMark: SOCKET_HIGH_WATER_OCTETS,
+  } as net.NetConnectOpts);
   return settled(socket, 'connect', timeoutMs, signal, `${to.host} port ${to.port}`);
 }
 
@@ -202,7 +206,13 @@ function secure(plain: Socket, options: ConnectionOptions, timeoutMs: number, si
 }
 
 /** The socket once `event` came; destroyed, with the reason thrown, when it fails or takes too long. */
-function settled(socket: Socket, event: string, timeoutMs: number, signal: AbortSignal, to: string): Promise<Socket> {
+function settled(
+  socket: Socket,
+  event: string,
+  timeoutMs: number,
+  signal: AbortSignal,
+  to: string,
+): Promise<Socket> {
   const failed: ConnectResult = event === 'secureConnect' ? 'tls' : 'refused';
   return new Promise((resolve, reject) => {
     const finish = (error: ConnectError | null) => {
@@ -218,7 +228,9 @@ function settled(socket: Socket, event: string, timeoutMs: number, signal: Abort
     const onClose = () => finish(new ConnectError(failed, `${to} closed the connection`));
     const onAbort = () => finish(new ConnectError('timeout', `connecting to ${to} took too long`));
     const onError = (cause: NodeJS.ErrnoException) =>
-      finish(new ConnectError(cause.code === 'ETIMEDOUT' ? 'timeout' : failed, describe(to, cause), { cause }));
+      finish(
+        new ConnectError(cause.code === 'ETIMEDOUT' ? 'timeout' : failed, describe(to, cause), { cause }),
+      );
     const timer = setTimeout(
       () => finish(new ConnectError('timeout', `${to} did not answer within ${timeoutMs} ms`)),
       timeoutMs,

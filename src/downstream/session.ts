@@ -7,7 +7,7 @@
 // exchange still open settles as lost, the socket is destroyed, and nothing here rejects or throws after open().
 import type { EventEmitter } from 'node:events';
 import type { Socket } from 'node:net';
-import type { ConnectionOptions } from 'node:tls';
+import { type ConnectionOptions, TLSSocket } from 'node:tls';
 import SMTPConnection from 'smtp-connection';
 import { type Capabilities, NO_CAPABILITIES, parseCapabilities } from '../smtp/capabilities.ts';
 import { parseReply, type Reply } from '../smtp/reply.ts';
@@ -134,7 +134,9 @@ export class DownstreamSession extends Base {
       this.#lose(lossOf(error));
     });
     this.on('end', () => this.#lose({ kind: 'lost', cause: 'closed', detail: 'connection closed' }));
-    options.socket.once('close', () => this.#lose({ kind: 'lost', cause: 'closed', detail: 'connection closed' }));
+    options.socket.once('close', () =>
+      this.#lose({ kind: 'lost', cause: 'closed', detail: 'connection closed' }),
+    );
   }
 
   /**
@@ -156,6 +158,19 @@ export class DownstreamSession extends Base {
     } finally {
       signal.removeEventListener('abort', onAbort);
     }
+  }
+
+  /** The EHLO keywords with their arguments, as offered. */
+  get offers(): readonly string[] {
+    return this._ehloLines ?? [];
+  }
+
+  /** For people: protocol version and cipher, or that there is none. */
+  get tlsDescription(): string {
+    const socket = this._socket;
+    if (!(socket instanceof TLSSocket)) return 'no TLS';
+    const trust = socket.authorized ? 'certificate valid' : 'certificate not verified';
+    return `${socket.getProtocol() ?? 'TLS'} ${socket.getCipher()?.name ?? ''}, ${trust}`;
   }
 
   /** Bytes written and not yet handed to the kernel. */
@@ -200,9 +215,11 @@ export class DownstreamSession extends Base {
 
   /** Settles when the peer takes bytes again, or the session is lost. */
   drained(): Promise<void> {
-    if (this.lost !== null || this._socket === false || !this._socket.writableNeedDrain) return Promise.resolve();
+    if (this.lost !== null || this._socket === false || !this._socket.writableNeedDrain)
+      return Promise.resolve();
     return new Promise((resolve) => {
-      if (this.#onDrain === null && this._socket !== false) this._socket.on('drain', () => this.#settleDrain());
+      if (this.#onDrain === null && this._socket !== false)
+        this._socket.on('drain', () => this.#settleDrain());
       this.#onDrain = resolve;
     });
   }
@@ -248,7 +265,8 @@ export class DownstreamSession extends Base {
     this.#observe('ehlo', text);
     const { startTls } = this.#options;
     const offered = /[ -]STARTTLS\b/im.test(text);
-    if (!this.secure && (startTls === 'required' || (startTls === 'if-offered' && offered))) this.#enter('starttls');
+    if (!this.secure && (startTls === 'required' || (startTls === 'if-offered' && offered)))
+      this.#enter('starttls');
     super._actionEHLO(text);
   }
 

@@ -15,7 +15,10 @@ const MAX_CONNECTIONS = 100;
 const REQUEST_TIMEOUT_MS = 10_000;
 
 /** @throws the system's error (EADDRINUSE, EACCES) */
-export async function startHttp(at: { host: string; port: number }, sources: HttpSources): Promise<HttpServer> {
+export async function startHttp(
+  at: { host: string; port: number },
+  sources: HttpSources,
+): Promise<HttpServer> {
   const server = createServer((request, response) => {
     respond(request, response, sources).catch(() => response.destroy());
   });
@@ -27,10 +30,16 @@ export async function startHttp(at: { host: string; port: number }, sources: Htt
   return { address: addressOf(server), close: () => close(server) };
 }
 
-async function respond(request: IncomingMessage, response: ServerResponse, sources: HttpSources): Promise<void> {
+async function respond(
+  request: IncomingMessage,
+  response: ServerResponse,
+  sources: HttpSources,
+): Promise<void> {
   const path = (request.url ?? '/').split('?')[0];
-  if (path === '/fast-path' || path === '/mode') return send(response, 501, 'not available yet in this version\n');
-  if (request.method !== 'GET' && request.method !== 'HEAD') return send(response, 405, 'only GET and HEAD\n');
+  if (path === '/fast-path' || path === '/mode')
+    return send(response, 501, 'not available yet in this version\n');
+  if (request.method !== 'GET' && request.method !== 'HEAD')
+    return send(response, 405, 'only GET and HEAD\n');
   switch (path) {
     case '/metrics': {
       const { contentType, text } = await sources.metrics();
@@ -49,7 +58,12 @@ async function respond(request: IncomingMessage, response: ServerResponse, sourc
   }
 }
 
-function send(response: ServerResponse, code: number, body: string, type = 'text/plain; charset=utf-8'): void {
+function send(
+  response: ServerResponse,
+  code: number,
+  body: string,
+  type = 'text/plain; charset=utf-8',
+): void {
   response.writeHead(code, {
     'content-type': type,
     'content-length': Buffer.byteLength(body),

@@ -1,23 +1,342 @@
+// Which servers take a domain's mail, and in which order to try them: RFC 5321 §5.1 over a DNS client.
+//   1. the MX records; without any, the domain's own addresses; null MX (RFC 7505) means that there is no mail
+//   2. this host, and whatever is no more preferred than it, is left out: sending there would be a loop
+//   3. the addresses of every host that is left, both families, without those that the SSRF filter refuses
+//   4. by preference, shuffled among equals
+// Owns the cache of answers and the queries under way; all callers with the same domain share one query.
+// What DNS says is an outcome. Rejects with the caller's abort reason, and for bugs.
+
+import { Resolver } from 'node:dns/promises';
+import { isIP } from 'node:net';
+import { toDomain } from '../option-kinds.ts';
+import { canonicalAddress, forbiddenReason, networkSet } from './networks.ts';
+
+/** The queries in use. They reject with an Error whose `code` is as in node:dns. */
 export interface DnsClient {
-  resolve4(name: string): Promise<{ address: string; ttl: number }[]>;
-  resolve6(name: string): Promise<{ address: string; ttl: number }[]>;
+  resolveMx(name: string): Promise<readonly MxRecord[]>;
+  resolve4(name: string): Promise<readonly AddressRecord[]>;
+  resolve6(name: string): Promise<readonly AddressRecord[]>;
 }
-export function systemDns(_servers: readonly string[]): DnsClient {
-  return { resolve4: async () => [], resolve6: async () => [] };
-}
+
+type MxRecord = Readonly<{ exchange: string; priority: number }>;
+/** `ttl` in seconds. */
+type AddressRecord = Readonly<{ address: string; ttl: number }>;
+
+/** One address to try. `host` is the mail exchanger's name, or the address of an address literal. */
+export type Candidate = Readonly<{ host: string; address: string; preference: number }>;
+
 export type MxResult =
-  | { kind: 'hosts'; candidates: readonly { host: string; address: string; preference: number }[] }
-  | { kind: 'null-mx' | 'no-domain' | 'forbidden' | 'loop' }
-  | { kind: 'temporary' | 'unroutable'; reason: string };
-export interface MxResolver {
-  resolve(domain: string, signal?: AbortSignal): Promise<MxResult>;
-}
-export function createMxResolver(_deps: {
+  /** At least one, in the order to try, no address twice. */
+  | Readonly<{ kind: 'hosts'; candidates: readonly Candidate[] }>
+  /** RFC 7505: the domain takes no mail. */
+  | Readonly<{ kind: 'null-mx' }>
+  /** No such name, or one with neither MX nor address. */
+  | Readonly<{ kind: 'no-domain' }>
+  /** SERVFAIL, REFUSED, a timeout; another time may do. */
+  | Readonly<{ kind: 'temporary'; reason: string }>
+  /** There are addresses, but the SSRF filter refuses every one. */
+  | Readonly<{ kind: 'forbidden' }>
+  /** Mail exchangers without any address. */
+  | Readonly<{ kind: 'unroutable'; reason: string }>
+  /** This host is the most preferred. */
+  | Readonly<{ kind: 'loop' }>;
+
+export type MxResolver = Readonly<{
+  /** `domain`: a name in any case, or an address literal in brackets. Rejects with the reason of `signal`. */
+  resolve: (domain: string, signal?: AbortSignal) => Promise<MxResult>;
+  /** Forgets all answers; queries under way are still answered, but not remembered. */
+  clear: () => void;
+}>;
+
+export type MxDeps = Readonly<{
   dns: DnsClient;
+  /** CIDRs that the SSRF filter lets through. */
   allow: readonly string[];
-  isOwn(host: string, address: string | null): boolean;
-  now(): number;
-  random(): number;
-}): MxResolver {
-  return { resolve: async () => ({ kind: 'no-domain' }) };
+  /** Whether a mail exchanger is this host: by its name (`address` null), or by one of its addresses. */
+  isOwn: (host: string, address: string | null) => boolean;
+  /** Milliseconds, monotonic. */
+  now: () => number;
+  /** From 0 up to 1, as Math.random. */
+  random: () => number;
+}>;
+
+type Exchanger = Readonly<{ host: string; preference: number }>;
+/** A mail exchanger with its addresses, each list in the order of the DNS answer. */
+type Host = Exchanger & Readonly<{ v6: readonly string[]; v4: readonly string[] }>;
+/** `ttlMs` is Infinity without an address; `failure` names a query that failed for now. */
+type LookedUpHost = Host & Readonly<{ ttlMs: number; failure: string | null }>;
+
+/** What is remembered: everything but the order, which is drawn anew for each caller. */
+type Found = Readonly<{ kind: 'hosts'; hosts: readonly Host[] }> | Exclude<MxResult, { kind: 'hosts' }>;
+type Lookup = Readonly<{ found: Found; ttlMs: number }>;
+type Cached = Readonly<{ found: Found; expiresAtMs: number }>;
+
+type Answer<T> =
+  | Readonly<{ kind: 'records'; records: readonly T[] }>
+  | Readonly<{ kind: 'no-records' }>
+  | Readonly<{ kind: 'no-name' }>
+  | Readonly<{ kind: 'failed'; code: string }>;
+
+/** RFC 5321 §5.1 allows a limit on addresses tried. */
+const MAX_ADDRESSES = 10;
+/** A stranger's zone decides how many queries one recipient costs us; the most preferred hosts are asked about. */
+const MAX_EXCHANGERS = 16;
+/** Node doesn't tell the TTL of MX records, so that of the addresses counts, up to this. */
+const MAX_TTL_MS = 60_000;
+const NEGATIVE_TTL_MS = 30_000;
+/** Enough that a burst for one broken domain doesn't hammer its servers. */
+const TEMPORARY_TTL_MS = 5_000;
+const MAX_CACHED = 10_000;
+
+/**
+ * The resolver of the operating system's servers, or of `servers` (`address:port`).
+ * `timeoutMs` is the first of two tries; the second waits longer.
+ */
+export function systemDns(servers: readonly string[], timeoutMs = 2_000): DnsClient {
+  const resolver = new Resolver({ timeout: timeoutMs, tries: 2 });
+  if (servers.length > 0) resolver.setServers(servers);
+  return {
+    resolveMx: (name) => resolver.resolveMx(name),
+    resolve4: (name) => resolver.resolve4(name, { ttl: true }),
+    resolve6: (name) => resolver.resolve6(name, { ttl: true }),
+  };
+}
+
+export function createMxResolver(deps: MxDeps): MxResolver {
+  const allowed = networkSet(deps.allow);
+  const isForbidden = (address: string) => forbiddenReason(address) !== null && !allowed.has(address);
+  let cache = new Map<string, Cached>();
+  let underWay = new Map<string, Promise<Found>>();
+
+  async function ask(domain: string, answers: Map<string, Cached>): Promise<Found> {
+    const { found, ttlMs } = await lookUp(domain, deps, isForbidden);
+    if (ttlMs > 0) {
+      // Deleted first, because a Map keeps the old place of a key, and the oldest one has to be the first.
+      answers.delete(domain);
+      answers.set(domain, { found, expiresAtMs: deps.now() + ttlMs });
+      if (answers.size > MAX_CACHED) answers.delete(answers.keys().next().value ?? '');
+    }
+    return found;
+  }
+
+  async function find(domain: string): Promise<Found> {
+    const cached = cache.get(domain);
+    if (cached !== undefined && deps.now() < cached.expiresAtMs) return cached.found;
+    const shared = underWay.get(domain);
+    if (shared !== undefined) return await shared;
+    // clear() replaces the maps, so that what was asked before it can't get into the new ones.
+    const queries = underWay;
+    const query = ask(domain, cache).finally(() => queries.delete(domain));
+    queries.set(domain, query);
+    return await query;
+  }
+
+  return {
+    async resolve(domain, signal) {
+      signal?.throwIfAborted();
+      const name = toDomain(domain);
+      const found = domain.startsWith('[')
+        ? resolveLiteral(domain, deps, isForbidden)
+        : name === null
+          ? ({ kind: 'no-domain' } as const)
+          : await unlessAborted(find(name), signal);
+      if (found.kind !== 'hosts') return found;
+      return { kind: 'hosts', candidates: inOrder(found.hosts, deps.random) };
+    },
+    clear() {
+      cache = new Map();
+      underWay = new Map();
+    },
+  };
+}
+
+/** RFC 5321 §4.1.3: `[192.0.2.1]` and `[IPv6:2001:db8::1]` are their own mail exchanger. */
+function resolveLiteral(domain: string, deps: MxDeps, isForbidden: (address: string) => boolean): Found {
+  const [, tag, text = ''] = /^\[(IPv6:)?([^%\]]*)\]$/i.exec(domain) ?? [];
+  const address = isIP(text) === (tag === undefined ? 4 : 6) ? canonicalAddress(text) : null;
+  if (address === null) return { kind: 'no-domain' };
+  if (deps.isOwn(address, address)) return { kind: 'loop' };
+  if (isForbidden(address)) return { kind: 'forbidden' };
+  return { kind: 'hosts', hosts: [{ host: address, preference: 0, v6: [], v4: [address] }] };
+}
+
+async function lookUp(
+  domain: string,
+  deps: MxDeps,
+  isForbidden: (address: string) => boolean,
+): Promise<Lookup> {
+  const mx = await answerTo(deps.dns.resolveMx(domain));
+  switch (mx.kind) {
+    case 'no-name':
+      return negative({ kind: 'no-domain' });
+    case 'failed':
+      return temporary(`MX ${domain}: ${mx.code}`);
+    case 'no-records': {
+      // RFC 5321 §5.1: only without any MX record is the domain its own mail exchanger, with preference 0.
+      const lookup = await lookUpHosts([{ host: domain, preference: 0 }], deps, isForbidden);
+      return lookup.found.kind === 'unroutable' ? negative({ kind: 'no-domain' }) : lookup;
+    }
+    case 'records':
+      // RFC 7505 §3: the root as the only exchanger. Beside others it is merely a bad name.
+      if (mx.records.every(({ exchange }) => exchange === '' || exchange === '.')) {
+        return negative({ kind: 'null-mx' });
+      }
+      return await lookUpHosts(exchangers(mx.records), deps, isForbidden);
+    default:
+      return mx satisfies never;
+  }
+}
+
+/** Sorted by preference, each name once; names that aren't any, IP addresses among them, are no exchangers. */
+function exchangers(records: readonly MxRecord[]): readonly Exchanger[] {
+  const best = new Map<string, number>();
+  for (const { exchange, priority } of records) {
+    // RFC 5321 §5.1: the exchanger is a domain name; an address in its place isn't to be used.
+    const host = toDomain(exchange);
+    if (host !== null) best.set(host, Math.min(priority, best.get(host) ?? priority));
+  }
+  const found = [...best].map(([host, preference]) => ({ host, preference }));
+  return found.sort((a, b) => a.preference - b.preference || (a.host < b.host ? -1 : 1));
+}
+
+async function lookUpHosts(
+  all: readonly Exchanger[],
+  deps: MxDeps,
+  isForbidden: (address: string) => boolean,
+): Promise<Lookup> {
+  if (all.length === 0) return negative({ kind: 'unroutable', reason: 'no mail exchanger has a valid name' });
+  const others = betterThanOwn(all, ({ host }) => deps.isOwn(host, null)).slice(0, MAX_EXCHANGERS);
+  const lookedUp = await Promise.all(others.map((exchanger) => lookUpHost(exchanger, deps.dns)));
+  const isOwn = (host: Host) =>
+    interleave(host.v6, host.v4).some((address) => deps.isOwn(host.host, address));
+  const hosts = betterThanOwn(lookedUp, isOwn);
+  if (hosts.length === 0) return negative({ kind: 'loop' });
+
+  const permitted = hosts.map((host) => {
+    const [v6, v4] = [host.v6, host.v4].map((list) => list.filter((address) => !isForbidden(address)));
+    return { host: host.host, preference: host.preference, v6: v6 ?? [], v4: v4 ?? [] };
+  });
+  const failure = hosts.find((host) => host.failure !== null)?.failure ?? null;
+  if (permitted.some(hasAddress)) {
+    // With a part missing it is asked again soon.
+    const longest = failure === null ? MAX_TTL_MS : TEMPORARY_TTL_MS;
+    return {
+      found: { kind: 'hosts', hosts: withinLimit(permitted) },
+      ttlMs: Math.min(longest, ...hosts.map(({ ttlMs }) => ttlMs)),
+    };
+  }
+  if (failure !== null) return temporary(failure);
+  if (hosts.some(hasAddress)) return negative({ kind: 'forbidden' });
+  return negative({ kind: 'unroutable', reason: 'no mail exchanger has an address' });
+}
+
+/** RFC 5321 §5.1: where this host is among them, only those more preferred than it are left. */
+function betterThanOwn<T extends Exchanger>(list: readonly T[], isOwn: (host: T) => boolean): readonly T[] {
+  const own = Math.min(...list.filter(isOwn).map(({ preference }) => preference));
+  return list.filter(({ preference }) => preference < own);
+}
+
+async function lookUpHost({ host, preference }: Exchanger, dns: DnsClient): Promise<LookedUpHost> {
+  const [aaaa, a] = await Promise.all([answerTo(dns.resolve6(host)), answerTo(dns.resolve4(host))]);
+  const records = [aaaa, a].flatMap((answer) => (answer.kind === 'records' ? answer.records : []));
+  const failures = [
+    ...(aaaa.kind === 'failed' ? [`AAAA ${host}: ${aaaa.code}`] : []),
+    ...(a.kind === 'failed' ? [`A ${host}: ${a.code}`] : []),
+  ];
+  return {
+    host,
+    preference,
+    v6: addressesIn(aaaa),
+    v4: addressesIn(a),
+    ttlMs: Math.min(...records.map(({ ttl }) => ttl * 1000)),
+    failure: failures[0] ?? null,
+  };
+}
+
+function addressesIn(answer: Answer<AddressRecord>): readonly string[] {
+  if (answer.kind !== 'records') return [];
+  return answer.records.map(({ address }) => canonicalAddress(address)).filter((address) => address !== null);
+}
+
+/** Settles a query. Rejects for what is no DNS error. */
+async function answerTo<T>(query: Promise<readonly T[]>): Promise<Answer<T>> {
+  try {
+    const records = await query;
+    return records.length === 0 ? { kind: 'no-records' } : { kind: 'records', records };
+  } catch (error) {
+    if (!(error instanceof Error && 'code' in error && typeof error.code === 'string')) throw error;
+    if (error.code === 'ENODATA') return { kind: 'no-records' };
+    // EBADNAME: a name too long to be asked for, which therefore doesn't exist either.
+    if (error.code === 'ENOTFOUND' || error.code === 'EBADNAME') return { kind: 'no-name' };
+    return { kind: 'failed', code: error.code.replace(/^E/, '') };
+  }
+}
+
+/**
+ * At most MAX_ADDRESSES in all, dealt out by turns (one of each family at a time), so that a host with many leaves a
+ * place to its backups. The same hosts always keep the same addresses, in whichever order they were answered.
+ */
+function withinLimit(hosts: readonly Host[]): readonly Host[] {
+  const queues = hosts.map((host) => interleave(host.v6.toSorted(), host.v4.toSorted()));
+  const kept = new Set<string>();
+  for (let at = 0; queues.some((queue) => at < queue.length); at += 2) {
+    for (const address of queues.flatMap((queue) => queue.slice(at, at + 2))) {
+      if (kept.size < MAX_ADDRESSES) kept.add(address);
+    }
+  }
+  const isKept = (address: string) => kept.has(address);
+  return hosts
+    .map((host) => ({ ...host, v6: host.v6.filter(isKept), v4: host.v4.filter(isKept) }))
+    .filter(hasAddress);
+}
+
+function hasAddress({ v6, v4 }: Host): boolean {
+  return v6.length + v4.length > 0;
+}
+
+/** IPv6 first, then by turns: one family that doesn't work costs one attempt, not half of them. */
+function interleave(v6: readonly string[], v4: readonly string[]): readonly string[] {
+  const turns = Array.from({ length: Math.max(v6.length, v4.length) }, (_, at) => [v6[at], v4[at]]);
+  return turns.flat().filter((address) => address !== undefined);
+}
+
+/** RFC 5321 §5.1: lowest preference first, and at random among equals, to spread the load. */
+function inOrder(hosts: readonly Host[], random: () => number): readonly Candidate[] {
+  const sorted = shuffled(hosts, random).sort((a, b) => a.preference - b.preference);
+  const seen = new Set<string>();
+  return sorted.flatMap(({ host, preference, v6, v4 }) =>
+    interleave(v6, v4).flatMap((address) => {
+      if (seen.has(address)) return [];
+      seen.add(address);
+      return [{ host, address, preference }];
+    }),
+  );
+}
+
+/** A shuffled copy (Fisher and Yates). */
+function shuffled<T>(list: readonly T[], random: () => number): T[] {
+  const copy = [...list];
+  for (let last = copy.length - 1; last > 0; last--) {
+    const other = Math.floor(random() * (last + 1));
+    [copy[last], copy[other]] = [copy[other]!, copy[last]!];
+  }
+  return copy;
+}
+
+function negative(found: Found): Lookup {
+  return { found, ttlMs: NEGATIVE_TTL_MS };
+}
+
+function temporary(reason: string): Lookup {
+  return { found: { kind: 'temporary', reason }, ttlMs: TEMPORARY_TTL_MS };
+}
+
+/** Settles with `work`, or rejects with the reason of `signal`; `work` goes on for those who share it. */
+function unlessAborted<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+  if (signal === undefined) return work;
+  return new Promise((resolve, reject) => {
+    const onAbort = () => reject(signal.reason);
+    signal.addEventListener('abort', onAbort, { once: true });
+    void work.then(resolve, reject).finally(() => signal.removeEventListener('abort', onAbort));
+  });
 }

@@ -1,35 +1,120 @@
-import type { Route, TlsPolicy } from '../config.ts';
-import type { MxResolver, MxResult } from './mx.ts';
+// Where a recipient's mail goes: the operator's --route patterns over the domain, then MX or the servers named there.
+// A static next hop is the operator's word: nothing about it is looked up or filtered here.
+// Recipients share a leg by the key of their next hop, which stands for the servers and not for the domain.
+// Everything that isn't a next hop is an outcome, passed on from the MX resolver; rejects as that does.
+
+import { createHash } from 'node:crypto';
+import { isIP } from 'node:net';
+import type { Route, StaticHost, TlsPolicy } from '../config.ts';
+import { formatHostPort } from '../option-kinds.ts';
+import type { Candidate, MxResolver, MxResult } from './mx.ts';
+
+/** One server to try. */
 export type HopHost = Readonly<{
-  protocol: 'smtp' | 'smtps' | 'lmtp';
+  protocol: StaticHost['protocol'];
+  /** The name for TLS and for messages. */
   host: string;
+  /** Null: `host` is to be resolved when connecting. */
   address: string | null;
   port: number;
-  auth: Readonly<{ user: string; pass: string }> | null;
+  auth: StaticHost['auth'];
   tls: TlsPolicy;
 }>;
-export type NextHop = Readonly<{ key: string; label: string; hosts: readonly HopHost[] }>;
+
+/** Where a recipient's mail goes. */
+export type NextHop = Readonly<{
+  /** Recipients with equal keys share a leg. For comparing only; to be shown there is `label`. */
+  key: string;
+  /** For replies and logs, of bounded length, without credentials: `mx.example.com`, `smtp://10.0.0.5:25`. */
+  label: string;
+  /** In the order to try. */
+  hosts: readonly HopHost[];
+}>;
+
 export type RouteResult =
-  | { kind: 'next-hop'; nextHop: NextHop }
+  | Readonly<{ kind: 'next-hop'; nextHop: NextHop }>
   | Exclude<MxResult, { kind: 'hosts' }>
-  | { kind: 'no-route' };
-export interface Router {
-  route(domain: string, signal?: AbortSignal): Promise<RouteResult>;
-}
-export function createRouter(deps: {
+  /** No pattern matches the domain. */
+  | Readonly<{ kind: 'no-route' }>;
+
+export type Router = Readonly<{
+  /** `domain`: lower-case A-labels, or an address literal in brackets. Rejects with the reason of `signal`. */
+  route: (domain: string, signal?: AbortSignal) => Promise<RouteResult>;
+}>;
+
+export type RouterDeps = Readonly<{
   routes: readonly Route[];
-  mx: MxResolver;
+  mx: Pick<MxResolver, 'resolve'>;
+  /** Port at mail exchangers. */
   mxPort: number;
   mxTls: TlsPolicy;
-}): Router {
+}>;
+
+const MAX_NAME = 100;
+const SMTP_PORT = 25;
+
+export function createRouter(deps: RouterDeps): Router {
+  const targets = new Map(
+    deps.routes.map(({ pattern, nextHop }) => [
+      pattern,
+      nextHop.kind === 'mx' ? ('mx' as const) : staticNextHop(nextHop.hosts),
+    ]),
+  );
   return {
-    async route(domain) {
-      const route = deps.routes.find((r) => r.pattern === domain) ?? deps.routes.find((r) => r.pattern === '*');
-      if (route === undefined) return { kind: 'no-route' };
-      if (route.nextHop.kind === 'mx') return { kind: 'no-domain' };
-      const hosts = route.nextHop.hosts.map((h) => ({ ...h, address: null }));
-      const label = hosts.map((h) => `${h.protocol}://${h.host}:${h.port}`).join(',');
-      return { kind: 'next-hop', nextHop: { key: label, label, hosts } };
+    async route(domain, signal) {
+      const pattern = patternsFor(domain).find((candidate) => targets.has(candidate));
+      const target = pattern === undefined ? undefined : targets.get(pattern);
+      if (target === undefined) return { kind: 'no-route' };
+      if (target !== 'mx') return { kind: 'next-hop', nextHop: target };
+      const found = await deps.mx.resolve(domain, signal);
+      if (found.kind !== 'hosts') return found;
+      return { kind: 'next-hop', nextHop: mxNextHop(found.candidates, deps) };
     },
   };
+}
+
+/** All patterns that match, the most specific first: `a.b.example`, `.b.example`, `.example`, `*`. */
+function patternsFor(domain: string): readonly string[] {
+  if (domain.startsWith('[')) return [domain, '*'];
+  const labels = domain.split('.');
+  const suffixes = labels.slice(1).map((_, at) => `.${labels.slice(at + 1).join('.')}`);
+  return [domain, ...suffixes, '*'];
+}
+
+function staticNextHop(written: readonly StaticHost[]): NextHop {
+  const hosts = written.map(({ protocol, host, port, auth, tls }) => {
+    const address = isIP(host) === 0 ? null : host;
+    return { protocol, host, address, port, auth, tls };
+  });
+  // Hashed because a password is part of what tells two next hops apart, and must not be readable in a key.
+  const key = createHash('sha256').update(JSON.stringify(hosts)).digest('base64url');
+  const names = hosts.map(
+    (host) => `${host.protocol}://${formatHostPort({ ...host, host: short(host.host) })}`,
+  );
+  return { key: `static:${key}`, label: label(names), hosts };
+}
+
+function mxNextHop(candidates: readonly Candidate[], { mxPort, mxTls }: RouterDeps): NextHop {
+  const hosts = candidates.map(({ host, address }) => {
+    return { protocol: 'smtp' as const, host, address, port: mxPort, auth: null, tls: mxTls };
+  });
+  // Where names are verified, a session that was verified for one name must not carry another's mail.
+  const member = ({ host, address, port }: HopHost) =>
+    formatHostPort({ host: address ?? host, port }) + (mxTls === 'verify' ? `=${host}` : '');
+  const members = [...new Set(hosts.map((host) => member(host)))].sort();
+  // By preference and name, not as shuffled, so that one next hop has one label.
+  const named = candidates.toSorted((a, b) => a.preference - b.preference || (a.host < b.host ? -1 : 1));
+  const names = named.map(({ host }) =>
+    mxPort === SMTP_PORT ? short(host) : formatHostPort({ host: short(host), port: mxPort }),
+  );
+  return { key: `mx:${members.join(',')}`, label: label([...new Set(names)]), hosts };
+}
+
+function label(names: readonly string[]): string {
+  const others = names.length - 1;
+  return others === 0 ? (names[0] ?? '') : `${names[0]} (+${others} more)`;
+}
+
+function short(name: string): string {
+  return name.length > MAX_NAME ? `${name.slice(0, MAX_NAME)}...` : name;
 }

@@ -1,59 +1,64 @@
-// MAIL and RCPT command lines (RFC 5321 §4.1.1.2, §4.1.1.3, §4.1.2), with the parameters of SIZE, 8BITMIME, SMTPUTF8,
-// DSN and AUTH. Pure. What breaks the grammar comes back as the reply to send; nothing throws.
-// A local part is kept as it came, case and quotes included; a domain becomes lower-case A-labels.
+// MAIL and RCPT command lines as values (RFC 5321 §4.1.1.2, §4.1.1.3, §4.1.2; RFC 6531 for non-ASCII addresses), with
+// the parameters of SIZE (RFC 1870), 8BITMIME (RFC 6152), SMTPUTF8 and DSN (RFC 3461).
+// The grammar is kept to the letter: what a next hop could read in another way is refused here. Domains become
+// A-labels in lower case, local parts stay as they came. A bad line parses to the reply that refuses it; nothing throws.
 import { isIPv4, isIPv6 } from 'node:net';
 import { domainToASCII } from 'node:url';
 import {
-  syntax,
   badRecipientSyntax,
   badSenderSyntax,
   nonAsciiNeedsSmtputf8,
   type Reply,
+  syntax,
   unknownParameter,
 } from './reply.ts';
 
 export type Mailbox = Readonly<{
-  /** As received, with its quotes if it is quoted. */
+  /** As received, with its quotes if it was quoted. */
   localPart: string;
-  /** Without quotes and backslashes. */
-  unquotedLocal: string;
-  /** Lower-case A-labels, or an address literal in brackets; null for a bare `Postmaster`. */
+  /** A-labels in lower case, or an address literal with its brackets; null for `Postmaster` alone. */
   domain: string | null;
-  /** What goes downstream between the angle brackets. */
+  /** What goes on the wire downstream. */
   address: string;
+  /** The local part is not ASCII, so that only a next hop with SMTPUTF8 can take it. */
+  nonAscii: boolean;
+  unquotedLocal: string;
 }>;
 
 export type MailParams = Readonly<{
-  /** Declared message size, octets. */
+  /** Octets, as declared; at most Number.MAX_SAFE_INTEGER. */
   size: number | null;
   body: '7BIT' | '8BITMIME' | null;
   smtputf8: boolean;
   ret: 'FULL' | 'HDRS' | null;
-  /** Decoded. */
+  /** Decoded; printable ASCII. */
   envid: string | null;
 }>;
 
 export type RcptParams = Readonly<{
-  /** Canonical: `NEVER`, or a list of SUCCESS, FAILURE, DELAY. */
+  /** `NEVER`, or a list of `SUCCESS`, `FAILURE`, `DELAY`. */
   notify: string | null;
-  orcpt: Readonly<{ type: string; /** Decoded. */ address: string }> | null;
+  /** The address decoded; the type as received. */
+  orcpt: Readonly<{ type: string; address: string }> | null;
 }>;
 
-export type Refused = Readonly<{ ok: false; reply: Reply }>;
+type Refused = Readonly<{ ok: false; reply: Reply }>;
 export type ParsedMail = Readonly<{ ok: true; mailbox: Mailbox | null; params: MailParams }> | Refused;
 export type ParsedRcpt = Readonly<{ ok: true; mailbox: Mailbox; params: RcptParams }> | Refused;
 
-/** RFC 5321 §4.5.3.1.1 says 64; forwarding services write longer ones, so twice that is let through. */
-const MAX_LOCAL_OCTETS = 128;
+/** RFC 5321 §4.5.3.1.1 asks for 64; twice that, since local parts of forwarders (SRS, CAF) and VERP exceed it. */
+const MAX_LOCAL_PART_OCTETS = 128;
+/** RFC 5321 §4.5.3.1.2. */
 const MAX_DOMAIN_OCTETS = 255;
-const MAX_LABEL_OCTETS = 63;
-/** RFC 3461 §4.4, §4.2. */
-const MAX_ENVID = 100;
-const MAX_ORCPT = 500;
+/** RFC 5321 §4.5.3.1.3 asks for 256; more, by what the local part may have more. */
+const MAX_ADDRESS_OCTETS = 320;
+/** RFC 3461 §4.4 and §4.2. */
+const MAX_ENVID_CHARACTERS = 100;
+const MAX_ORCPT_CHARACTERS = 500;
 
-const utf8 = new TextDecoder('utf-8', { fatal: true });
+const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 
-/** A command line without its CRLF; null where it is not valid UTF-8. */
+/** The one decoding of a command line; null when it is not UTF-8. */
 export function decodeCommandLine(bytes: Buffer): string | null {
   try {
     return utf8.decode(bytes);
@@ -62,167 +67,257 @@ export function decodeCommandLine(bytes: Buffer): string | null {
   }
 }
 
+/** MAIL FROM:<reverse-path> [parameters]; `mailbox` is null for the null reverse-path. */
 export function parseMail(line: string): ParsedMail {
-  const split = splitPath(line, /^MAIL FROM:[ \t]*/i);
-  if (split === null) return refuse(badSenderSyntax());
-  const params = mailParams(split.params);
-  if ('ok' in params) return params;
-  if (split.path === '') return { ok: true, mailbox: null, params };
-  const mailbox = parsePath(split.path);
-  if (mailbox === null || mailbox.domain === null) return refuse(badSenderSyntax());
-  if (needsUtf8(split.path) && !params.smtputf8) return refuse(nonAsciiNeedsSmtputf8());
-  return { ok: true, mailbox, params };
+  const command = /^MAIL +FROM: *(.*)$/is.exec(line);
+  if (command === null) return refused(syntax('expected MAIL FROM:<address>'));
+  const path = parsePath(command[1]!);
+  // `Postmaster` alone is a forward-path only (RFC 5321 §4.5.1).
+  if (path === null || path.mailbox?.domain === null) return refused(badSenderSyntax());
+  const read = parseParams(path.rest, MAIL_PARAMETERS, NO_MAIL_PARAMS);
+  if (!read.ok) return read;
+  // RFC 6531 §3.5.
+  if (path.nonAscii && !read.params.smtputf8) return refused(nonAsciiNeedsSmtputf8());
+  return Object.freeze({ ok: true, mailbox: path.mailbox, params: read.params });
 }
 
-/** `smtputf8`: the transaction's MAIL carried it. */
-export function parseRcpt(line: string, { smtputf8 }: { smtputf8: boolean }): ParsedRcpt {
-  const split = splitPath(line, /^RCPT TO:[ \t]*/i);
-  if (split === null || split.path === '') return refuse(badRecipientSyntax());
-  const mailbox = parsePath(split.path);
-  if (mailbox === null) return refuse(badRecipientSyntax());
-  if (needsUtf8(split.path) && !smtputf8) return refuse(nonAsciiNeedsSmtputf8());
-  const params = rcptParams(split.params);
-  if ('ok' in params) return params;
-  return { ok: true, mailbox, params };
+/**
+ * RCPT TO:<forward-path> [parameters].
+ * @param options `smtputf8`: the transaction's MAIL had that parameter
+ */
+export function parseRcpt(line: string, options: { smtputf8: boolean }): ParsedRcpt {
+  const command = /^RCPT +TO: *(.*)$/is.exec(line);
+  if (command === null) return refused(syntax('expected RCPT TO:<address>'));
+  const path = parsePath(command[1]!);
+  if (path === null || path.mailbox === null) return refused(badRecipientSyntax());
+  if (path.nonAscii && !options.smtputf8) return refused(nonAsciiNeedsSmtputf8());
+  const read = parseParams(path.rest, RCPT_PARAMETERS, NO_RCPT_PARAMS);
+  if (!read.ok) return read;
+  // RFC 6533 §3: only in such a transaction may an ORCPT be non-ASCII on the wire.
+  if (!options.smtputf8 && NON_ASCII.test(path.rest)) return refused(nonAsciiNeedsSmtputf8());
+  return Object.freeze({ ok: true, mailbox: path.mailbox, params: read.params });
 }
 
-/** Whether the local part asks for relaying by itself: `user%elsewhere`, `elsewhere!user`, `"user@elsewhere"`. */
+/** The local part asks for relaying by its own syntax: `user%elsewhere@ours`, `elsewhere!user@ours`. */
 export function hasRouting(mailbox: Mailbox): boolean {
   return /[%!@]/.test(mailbox.unquotedLocal);
 }
 
-/** RFC 3461 §4: anything but printable ASCII without `+` and `=` becomes `+` and two upper-case hex digits. */
+function refused(reply: Reply): Refused {
+  return Object.freeze({ ok: false, reply });
+}
+
+// ---- Paths ----
+
+const NON_ASCII = /[^\x00-\x7f]/;
+const UNPRINTABLE = /[\p{Cc}\p{Cs}\p{Zl}\p{Zp}]/u;
+const WIDE = '\\u{80}-\\u{10ffff}';
+const ATEXT = `[A-Za-z0-9!#$%&'*+\\-/=?^_\`{|}~${WIDE}]`;
+const DOT_STRING = `${ATEXT}+(?:\\.${ATEXT}+)*`;
+const QUOTED_STRING = `"(?:[ !#-\\[\\]-~${WIDE}]|\\\\[ -~])*"`;
+const DOMAIN = `[A-Za-z0-9._\\-${WIDE}]+`;
+const LITERAL = '\\[[A-Za-z0-9.:]+\\]';
+/** `<`, a source route, the local part, the domain, `>`, and the rest of the line. */
+const PATH = new RegExp(
+  `^<(?:@(${DOMAIN}(?:,@${DOMAIN})*):)?(${DOT_STRING}|${QUOTED_STRING})(?:@(${DOMAIN}|${LITERAL}))?>(.*)$`,
+  'su',
+);
+
+/** `mailbox` is null for `<>`; `nonAscii` is about the whole path as received. */
+type Path = Readonly<{ mailbox: Mailbox | null; nonAscii: boolean; rest: string }>;
+
+function parsePath(text: string): Path | null {
+  if (UNPRINTABLE.test(text)) return null;
+  if (text.startsWith('<>')) return { mailbox: null, nonAscii: false, rest: text.slice(2) };
+  const match = PATH.exec(text);
+  if (match === null) return null;
+  const [, route, localPart = '', domain, rest = ''] = match;
+  // RFC 5321 §4.1.1.3 and appendix C: a source route is taken and ignored.
+  if (route?.split(',@').some((hop) => normalDomain(hop) === null)) return null;
+  if (route !== undefined && domain === undefined) return null;
+  const mailbox = domain === undefined ? postmaster(localPart) : mailboxOf(localPart, domain);
+  if (mailbox === null) return null;
+  return { mailbox, nonAscii: NON_ASCII.test(text.slice(0, text.length - rest.length)), rest };
+}
+
+/** RFC 5321 §4.5.1: in any case, without a domain. */
+function postmaster(localPart: string): Mailbox | null {
+  if (localPart.toLowerCase() !== 'postmaster') return null;
+  return Object.freeze({
+    localPart,
+    domain: null,
+    address: localPart,
+    nonAscii: false,
+    unquotedLocal: localPart,
+  });
+}
+
+function mailboxOf(localPart: string, text: string): Mailbox | null {
+  const domain = text.startsWith('[') ? normalLiteral(text) : normalDomain(text);
+  if (domain === null || Buffer.byteLength(localPart) > MAX_LOCAL_PART_OCTETS) return null;
+  const address = `${localPart}@${domain}`;
+  if (Buffer.byteLength(address) > MAX_ADDRESS_OCTETS) return null;
+  const unquotedLocal = localPart.startsWith('"')
+    ? localPart.slice(1, -1).replace(/\\(.)/gu, '$1')
+    : localPart;
+  return Object.freeze({ localPart, domain, address, nonAscii: NON_ASCII.test(localPart), unquotedLocal });
+}
+
+/** RFC 5321 §4.1.3. Kinds of address other than IPv4 and IPv6 have no way to be reached. */
+function normalLiteral(text: string): string | null {
+  const inside = text.slice(1, -1);
+  if (isIPv4(inside)) return text;
+  const address = /^IPv6:(.*)$/i.exec(inside)?.[1] ?? '';
+  return isIPv6(address) ? `[IPv6:${address.toLowerCase()}]` : null;
+}
+
+// RFC 5321 §4.1.2 sub-domain, RFC 1035 §2.3.4; an underscore is against the letter, but found in real names.
+const LABEL = /^[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?$/;
+
+/** A-labels in lower case; null for what is no domain name. */
+function normalDomain(text: string): string | null {
+  const lower = text.toLowerCase();
+  const domain = domainToASCII(lower);
+  // What the URL rules change in an ASCII name is no name but an address in disguise (`0x7f.1`).
+  if (!NON_ASCII.test(lower) && domain !== lower) return null;
+  if (domain.length > MAX_DOMAIN_OCTETS) return null;
+  const labels = domain.split('.');
+  // RFC 3696 §2: a top-level label is not all digits; `user@127.0.0.1` is an address without its brackets.
+  if (!labels.every((label) => LABEL.test(label)) || /^\d+$/.test(labels.at(-1)!)) return null;
+  return domain;
+}
+
+// ---- Parameters ----
+
+/** What one parameter sets; null when its value is bad. */
+type Reader<P> = (value: string | null) => Partial<P> | null;
+type Readers<P> = ReadonlyMap<string, Reader<P>>;
+
+const NO_MAIL_PARAMS: MailParams = Object.freeze({
+  size: null,
+  body: null,
+  smtputf8: false,
+  ret: null,
+  envid: null,
+});
+const NO_RCPT_PARAMS: RcptParams = Object.freeze({ notify: null, orcpt: null });
+
+const MAIL_PARAMETERS: Readers<MailParams> = new Map<string, Reader<MailParams>>([
+  ['SIZE', readSize],
+  ['BODY', (value) => oneOf(value, ['7BIT', '8BITMIME'], (body) => ({ body }))],
+  ['SMTPUTF8', (value) => (value === null ? { smtputf8: true } : null)],
+  // RFC 4954 §5: who first submitted the message is more than we can vouch for; not passed on.
+  ['AUTH', (value) => (value === null ? null : {})],
+  ['RET', (value) => oneOf(value, ['FULL', 'HDRS'], (ret) => ({ ret }))],
+  ['ENVID', readEnvid],
+]);
+
+const RCPT_PARAMETERS: Readers<RcptParams> = new Map<string, Reader<RcptParams>>([
+  ['NOTIFY', readNotify],
+  ['ORCPT', readOrcpt],
+]);
+
+function parseParams<P>(
+  rest: string,
+  readers: Readers<P>,
+  none: P,
+): Readonly<{ ok: true; params: P }> | Refused {
+  if (rest !== '' && !rest.startsWith(' ')) return refused(syntax('expected a space after <address>'));
+  const seen = new Set<string>();
+  let params = none;
+  for (const word of rest.split(' ').filter((each) => each !== '')) {
+    // RFC 5321 §4.1.2 esmtp-param.
+    const match = /^([A-Za-z0-9][A-Za-z0-9-]*)(?:=([^=]+))?$/.exec(word);
+    if (match === null) return refused(syntax('malformed parameter'));
+    const keyword = match[1]!.toUpperCase();
+    const read = readers.get(keyword);
+    // RFC 5321 §4.1.1.11.
+    if (read === undefined) return refused(unknownParameter(keyword));
+    if (seen.has(keyword)) return refused(syntax(`duplicate parameter ${keyword}`));
+    seen.add(keyword);
+    const set = read(match[2] ?? null);
+    if (set === null) return refused(syntax(`bad value of parameter ${keyword}`));
+    params = { ...params, ...set };
+  }
+  return { ok: true, params: Object.freeze(params) };
+}
+
+function oneOf<V extends string, R>(
+  value: string | null,
+  allowed: readonly V[],
+  then: (value: V) => R,
+): R | null {
+  const found = allowed.find((each) => each === value?.toUpperCase());
+  return found === undefined ? null : then(found);
+}
+
+/** RFC 1870 §3. */
+function readSize(value: string | null): Partial<MailParams> | null {
+  if (value === null || !/^\d{1,20}$/.test(value)) return null;
+  return { size: Math.min(Number(value), Number.MAX_SAFE_INTEGER) };
+}
+
+function readEnvid(value: string | null): Partial<MailParams> | null {
+  const envid = value === null ? null : decodeXtext(value);
+  return envid === null || envid.length > MAX_ENVID_CHARACTERS ? null : { envid };
+}
+
+/** RFC 3461 §4.1: NEVER stands alone. */
+function readNotify(value: string | null): Partial<RcptParams> | null {
+  const wishes = [...new Set((value ?? '').toUpperCase().split(','))];
+  const known = wishes.every((wish) => wish === 'SUCCESS' || wish === 'FAILURE' || wish === 'DELAY');
+  return known || (wishes.length === 1 && wishes[0] === 'NEVER') ? { notify: wishes.join(',') } : null;
+}
+
+/** RFC 3461 §4.2. */
+function readOrcpt(value: string | null): Partial<RcptParams> | null {
+  const match = /^([A-Za-z0-9-]+);(.+)$/s.exec(value ?? '');
+  if (match === null) return null;
+  const [, type = '', encoded = ''] = match;
+  const address = isUtf8Type(type) ? decodeUtf8Address(encoded) : decodeXtext(encoded);
+  if (address === null || address.length > MAX_ORCPT_CHARACTERS) return null;
+  return { orcpt: Object.freeze({ type, address }) };
+}
+
+// ---- xtext ----
+
+/** RFC 3461 §4: `+` and two upper-case hexadecimal digits for whatever may not stand for itself. */
 export function encodeXtext(text: string): string {
-  const hex = (octet: number) => `+${octet.toString(16).toUpperCase().padStart(2, '0')}`;
   return [...Buffer.from(text)]
-    .map((octet) => {
-      const plain = octet > 0x20 && octet < 0x7f && octet !== 0x2b && octet !== 0x3d;
-      return plain ? String.fromCharCode(octet) : hex(octet);
-    })
+    .map((octet) => String.fromCharCode(octet))
+    .map((character) => (/[!-*,-<>-~]/.test(character) ? character : `+${hex(character)}`))
     .join('');
 }
 
-/** Null where `text` is no xtext. */
-export function decodeXtext(text: string): string | null {
-  if (!/^(?:[\x21-\x2a\x2c-\x3c\x3e-\x7e]|\+[0-9A-F]{2})*$/.test(text)) return null;
-  const octets = text.replace(/\+(..)/g, (_, hex: string) => String.fromCharCode(Number.parseInt(hex, 16)));
-  return decodeCommandLine(Buffer.from(octets, 'latin1'));
+/** Null where it is no xtext, or more than printable ASCII, which ENVID and ORCPT are (RFC 3461 §4.2, §4.4). */
+export function decodeXtext(encoded: string): string | null {
+  if (!/^(?:[!-*,-<>-~]|\+(?!7F)[2-7][0-9A-F])*$/.test(encoded)) return null;
+  return encoded.replace(/\+(..)/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 16)));
 }
 
-function refuse(reply: Reply): Refused {
-  return { ok: false, reply };
+/** The value of an ORCPT parameter, encoded as its type asks. */
+export function encodeOrcpt({ type, address }: NonNullable<RcptParams['orcpt']>): string {
+  return `${type};${isUtf8Type(type) ? encodeUtf8Address(address) : encodeXtext(address)}`;
 }
 
-function needsUtf8(path: string): boolean {
-  return /[^\x00-\x7f]/.test(path);
+function isUtf8Type(type: string): boolean {
+  return type.toLowerCase() === 'utf-8';
 }
 
-/** The path between the brackets and the words behind it; null if there are no brackets, or control characters. */
-function splitPath(line: string, command: RegExp): { path: string; params: string[] } | null {
-  const start = command.exec(line);
-  if (start === null || /[\x00-\x08\x0a-\x1f\x7f-\x9f]/.test(line)) return null;
-  // A quoted string may hold `>`; a quoted pair may hold `"`.
-  const bracketed = /^<((?:"(?:\\.|[^"\\])*"|[^">])*)>(.*)$/u.exec(line.slice(start[0].length));
-  if (bracketed === null) return null;
-  const [, path = '', rest = ''] = bracketed;
-  if (rest !== '' && !/^[ \t]/.test(rest)) return null;
-  return { path, params: rest.split(/[ \t]+/).filter((word) => word !== '') };
+/** RFC 6533 §3 utf-8-addr-xtext: `\x{HEX}` for whatever may not stand for itself; legal without SMTPUTF8 too. */
+function encodeUtf8Address(address: string): string {
+  return address.replace(/[^!-*,-<>-[\]-~]/gu, (character) => `\\x{${hex(character)}}`);
 }
 
-function parsePath(path: string): Mailbox | null {
-  // RFC 5321 §4.1.1.3, App. C: a source route is accepted, and stripped.
-  const mailbox = path.replace(/^@[^:,@]+(?:,@[^:,@]+)*:/, '');
-  const parts = /^("(?:\\[\x20-\x7e]|[^"\\])*"|[^"@]*)(?:@(.*))?$/u.exec(mailbox);
-  if (parts === null) return null;
-  const [, localPart = '', given] = parts;
-  const quoted = localPart.startsWith('"');
-  if (!isLocalPart(localPart, quoted)) return null;
-  const unquotedLocal = quoted ? localPart.slice(1, -1).replace(/\\(.)/g, '$1') : localPart;
-  if (given === undefined) {
-    // RFC 5321 §4.5.1: the only address without a domain.
-    if (localPart.toLowerCase() !== 'postmaster') return null;
-    return Object.freeze({ localPart, unquotedLocal, domain: null, address: localPart });
-  }
-  const domain = given.startsWith('[') ? addressLiteral(given) : domainName(given);
-  if (domain === null) return null;
-  return Object.freeze({ localPart, unquotedLocal, domain, address: `${localPart}@${domain}` });
+function decodeUtf8Address(encoded: string): string | null {
+  const wellFormed = /^(?:[!-*,-<>-[\]-~\u{80}-\u{10ffff}]|\\x\{(?:10|0?[0-9A-F])?[0-9A-F]{2,4}\})*$/u;
+  if (!wellFormed.test(encoded)) return null;
+  const address = encoded.replace(/\\x\{([^}]*)\}/gu, (_, digits: string) =>
+    String.fromCodePoint(Number.parseInt(digits, 16)),
+  );
+  return UNPRINTABLE.test(address) ? null : address;
 }
 
-function isLocalPart(text: string, quoted: boolean): boolean {
-  if (Buffer.byteLength(text) > MAX_LOCAL_OCTETS) return false;
-  if (quoted) return !/\t/.test(text);
-  // dot-string: atoms of atext (RFC 5322 §3.2.3) or UTF-8 (RFC 6531 §3.3), single dots between.
-  return /^[\w!#$%&'*+/=?^`{|}~\u{a0}-\u{10ffff}-]+(?:\.[\w!#$%&'*+/=?^`{|}~\u{a0}-\u{10ffff}-]+)*$/u.test(text);
-}
-
-/** RFC 5321 §4.1.3; null where the brackets hold no address. */
-function addressLiteral(text: string): string | null {
-  const inner = /^\[(?:(IPv6:)(.+)|(.+))\]$/i.exec(text);
-  if (inner === null) return null;
-  if (inner[1] !== undefined) return isIPv6(inner[2]!) ? `[IPv6:${inner[2]!.toLowerCase()}]` : null;
-  return isIPv4(inner[3]!) ? `[${inner[3]}]` : null;
-}
-
-function domainName(text: string): string | null {
-  // domainToASCII would also repair escapes and full-width characters, and read numbers as addresses.
-  if (!/^[\w\u{80}-\u{10ffff}-]+(?:\.[\w\u{80}-\u{10ffff}-]+)*$/u.test(text)) return null;
-  const domain = needsUtf8(text) ? domainToASCII(text) : text.toLowerCase();
-  if (domain === '' || domain.length > MAX_DOMAIN_OCTETS || isIPv4(domain)) return null;
-  const fine = (label: string) => label.length <= MAX_LABEL_OCTETS && /^[a-z0-9_](?:[a-z0-9_-]*[a-z0-9_])?$/.test(label);
-  return domain.split('.').every(fine) ? domain : null;
-}
-
-type Words = ReadonlyMap<string, string | null>;
-
-function keywords(words: readonly string[], known: readonly string[]): Words | Refused {
-  const found = new Map<string, string | null>();
-  for (const each of words) {
-    const at = each.indexOf('=');
-    const keyword = (at === -1 ? each : each.slice(0, at)).toUpperCase();
-    if (!known.includes(keyword)) return refuse(unknownParameter(keyword));
-    if (found.has(keyword)) return refuse(syntax(`${keyword} given twice`));
-    found.set(keyword, at === -1 ? null : each.slice(at + 1));
-  }
-  return found;
-}
-
-function mailParams(words: readonly string[]): MailParams | Refused {
-  const found = keywords(words, ['SIZE', 'BODY', 'SMTPUTF8', 'RET', 'ENVID', 'AUTH']);
-  if ('ok' in found) return found;
-  const size = found.get('SIZE');
-  if (size !== undefined && !/^\d{1,20}$/.test(size ?? '')) return refuse(syntax('bad SIZE'));
-  const body = choice(found, 'BODY', ['7BIT', '8BITMIME'] as const);
-  if (body === undefined) return refuse(syntax('BODY is 7BIT or 8BITMIME'));
-  const ret = choice(found, 'RET', ['FULL', 'HDRS'] as const);
-  if (ret === undefined) return refuse(syntax('RET is FULL or HDRS'));
-  if (found.has('SMTPUTF8') && found.get('SMTPUTF8') !== null) return refuse(syntax('SMTPUTF8 takes no value'));
-  const envid = found.has('ENVID') ? decodeXtext(found.get('ENVID') ?? '') : null;
-  if (found.has('ENVID') && (envid === null || envid === '' || envid.length > MAX_ENVID)) {
-    return refuse(syntax('bad ENVID'));
-  }
-  return Object.freeze({ size: size == null ? null : Number(size), body, smtputf8: found.has('SMTPUTF8'), ret, envid });
-}
-
-function rcptParams(words: readonly string[]): RcptParams | Refused {
-  const found = keywords(words, ['NOTIFY', 'ORCPT']);
-  if ('ok' in found) return found;
-  const notify = found.has('NOTIFY') ? canonicalNotify(found.get('NOTIFY') ?? '') : null;
-  if (notify === undefined) return refuse(syntax('NOTIFY is NEVER, or a list of SUCCESS, FAILURE, DELAY'));
-  if (!found.has('ORCPT')) return Object.freeze({ notify, orcpt: null });
-  const [, type, xtext] = /^([a-z0-9-]+);(.+)$/i.exec(found.get('ORCPT') ?? '') ?? [];
-  const address = xtext === undefined ? null : decodeXtext(xtext);
-  if (type === undefined || address === null || address.length > MAX_ORCPT) return refuse(syntax('bad ORCPT'));
-  return Object.freeze({ notify, orcpt: { type, address } });
-}
-
-/** Null: not given. Undefined: given with another value. */
-function choice<T extends string>(found: Words, keyword: string, values: readonly T[]): T | null | undefined {
-  if (!found.has(keyword)) return null;
-  return values.find((value) => value === found.get(keyword)?.toUpperCase());
-}
-
-function canonicalNotify(text: string): string | undefined {
-  const words = text.toUpperCase().split(',');
-  const known = words.every((word) => ['SUCCESS', 'FAILURE', 'DELAY'].includes(word));
-  return text.toUpperCase() === 'NEVER' || known ? [...new Set(words)].join(',') : undefined;
+function hex(character: string): string {
+  return character.codePointAt(0)!.toString(16).toUpperCase().padStart(2, '0');
 }

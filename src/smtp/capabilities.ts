@@ -26,7 +26,11 @@ export function parseCapabilities(lines: readonly string[]): Capabilities {
   const offered = new Map<string, string[]>();
   for (const line of lines) {
     // `AUTH=PLAIN` is a form from before RFC 4954.
-    const [keyword = '', ...args] = line.trim().toUpperCase().replace(/^AUTH=/, 'AUTH ').split(/\s+/);
+    const [keyword = '', ...args] = line
+      .trim()
+      .toUpperCase()
+      .replace(/^AUTH=/, 'AUTH ')
+      .split(/\s+/);
     offered.set(keyword, [...(offered.get(keyword) ?? []), ...args]);
   }
   const size = Number(offered.get('SIZE')?.[0] ?? 0);
@@ -48,7 +52,8 @@ export function parseCapabilities(lines: readonly string[]): Capabilities {
 /** What keeps this sender's message from this server before MAIL is even sent; null if nothing does. */
 export function refusalBeforeMail(params: MailParams, offered: Capabilities): Reply | null {
   // RFC 1870 §6.1.
-  if (params.size !== null && offered.size !== null && params.size > offered.size) return messageTooBig(offered.size);
+  if (params.size !== null && offered.size !== null && params.size > offered.size)
+    return messageTooBig(offered.size);
   // RFC 6531 §3.2: such a message must not go to a server that can't take it.
   if (params.smtputf8 && !offered.smtputf8) return nextHopLacksSmtputf8();
   return null;

@@ -57,7 +57,17 @@ const SPARE_SLOTS = 16;
 /** Verbs that we know; the rest share the label `other`, and these get 502. */
 const NOT_IMPLEMENTED = new Set(['AUTH', 'BDAT', 'BURL', 'ETRN', 'EXPN', 'SAML', 'SEND', 'SOML', 'TURN']);
 /** A browser was tricked into talking to us (cross-protocol request). */
-const HTTP_METHODS = new Set(['CONNECT', 'DELETE', 'GET', 'HEAD', 'OPTIONS', 'PATCH', 'POST', 'PUT', 'TRACE']);
+const HTTP_METHODS = new Set([
+  'CONNECT',
+  'DELETE',
+  'GET',
+  'HEAD',
+  'OPTIONS',
+  'PATCH',
+  'POST',
+  'PUT',
+  'TRACE',
+]);
 
 export class UpstreamConnection extends SMTPConnection {
   readonly #context: SessionContext;
@@ -223,7 +233,8 @@ export class UpstreamConnection extends SMTPConnection {
     const parsed = parseMail(text);
     if (!parsed.ok) return parsed.reply;
     // RFC 1870 §6.1.
-    if ((parsed.params.size ?? 0) > config.maxMessageBytes) return replies.messageTooBig(config.maxMessageBytes);
+    if ((parsed.params.size ?? 0) > config.maxMessageBytes)
+      return replies.messageTooBig(config.maxMessageBytes);
     const sender = { mailbox: parsed.mailbox, params: parsed.params };
     this.#transaction = this.#context.newTransaction(sender, this.client);
     return replies.senderOk();
@@ -252,8 +263,10 @@ export class UpstreamConnection extends SMTPConnection {
     const parsed = parseRcpt(text, { smtputf8: transaction.sender.params.smtputf8 });
     if (!parsed.ok) return parsed.reply;
     const refusal = admission.refusal(parsed.mailbox, this.#trusted);
-    if (refusal !== null && !(parsed.mailbox.domain === null && config.acceptDomains.length > 0)) return refusal;
-    if (transaction.acceptedRecipients + this.#slots.length >= config.maxRecipients) return replies.tooManyRecipients();
+    if (refusal !== null && !(parsed.mailbox.domain === null && config.acceptDomains.length > 0))
+      return refusal;
+    if (transaction.acceptedRecipients + this.#slots.length >= config.maxRecipients)
+      return replies.tooManyRecipients();
     return { mailbox: admission.withDomain(parsed.mailbox), params: parsed.params };
   }
 
@@ -300,7 +313,8 @@ export class UpstreamConnection extends SMTPConnection {
   }
 
   #onStartTls(args: string, next: Resume): void {
-    if (!this.#context.startTls && !this.secure) return this.#answer('STARTTLS', replies.tlsNotAvailable(), next);
+    if (!this.#context.startTls && !this.secure)
+      return this.#answer('STARTTLS', replies.tlsNotAvailable(), next);
     if (this.secure) return this.#answer('STARTTLS', replies.badSequence('TLS is already active'), next);
     if (args !== '') return this.#answer('STARTTLS', replies.syntax('STARTTLS takes no argument'), next);
     // RFC 3207 §4.2: what was learnt in clear is forgotten.
@@ -312,14 +326,20 @@ export class UpstreamConnection extends SMTPConnection {
 
   #onUnknown(verb: string, next: Resume): void {
     this._unrecognizedCommands++;
-    const hostile = this.#refusedData || HTTP_METHODS.has(verb) || this._unrecognizedCommands >= MAX_UNKNOWN_COMMANDS;
+    const hostile =
+      this.#refusedData || HTTP_METHODS.has(verb) || this._unrecognizedCommands >= MAX_UNKNOWN_COMMANDS;
     if (hostile) return this.#say('', replies.tooManyErrors());
-    this.#answer(verb, NOT_IMPLEMENTED.has(verb) ? replies.commandNotImplemented() : replies.commandUnknown(), next);
+    this.#answer(
+      verb,
+      NOT_IMPLEMENTED.has(verb) ? replies.commandNotImplemented() : replies.commandUnknown(),
+      next,
+    );
   }
 
   /** Before the greeting (RFC 5321 §4.3.1): a trusted client's command waits, another's ends the session. */
   #onEarlyCommand(line: Buffer, resume: Resume): void {
-    if (!this.#trusted && this.#context.config.greetingDelayMs > 0) return this.#say('', replies.tooManyErrors());
+    if (!this.#trusted && this.#context.config.greetingDelayMs > 0)
+      return this.#say('', replies.tooManyErrors());
     this.#beforeGreeting = () => this._onCommand(line, resume);
   }
 
@@ -351,7 +371,8 @@ export class UpstreamConnection extends SMTPConnection {
   }
 
   #flushSlots(): void {
-    while (this.#slots.length > 0 && this.#slots[0]!.reply !== null) this.#say('RCPT', this.#slots.shift()!.reply!);
+    while (this.#slots.length > 0 && this.#slots[0]!.reply !== null)
+      this.#say('RCPT', this.#slots.shift()!.reply!);
     if (this.#slots.length > 0) return;
     const resume = this.#onSlotsEmpty;
     this.#onSlotsEmpty = null;

@@ -19,7 +19,12 @@ export class Listener extends SMTPServer {
   readonly address: ListenAddress;
   readonly #contextOf: ContextOf;
 
-  constructor(address: ListenAddress, hostname: string, certificate: Certificate | null, contextOf: ContextOf) {
+  constructor(
+    address: ListenAddress,
+    hostname: string,
+    certificate: Certificate | null,
+    contextOf: ContextOf,
+  ) {
     super({
       name: hostname,
       secure: address.protocol === 'smtps',

@@ -40,7 +40,11 @@ export class WireStream extends SMTPStream {
 
   #chunkOctets = 0;
 
-  override _write(chunk: Buffer, _encoding: BufferEncoding | 'buffer', next: (error?: Error | null) => void): void {
+  override _write(
+    chunk: Buffer,
+    _encoding: BufferEncoding | 'buffer',
+    next: (error?: Error | null) => void,
+  ): void {
     this.#input = this.#input.length === 0 ? chunk : Buffer.concat([this.#input, chunk]);
     this.#chunkOctets = chunk.length;
     this.#next = next;

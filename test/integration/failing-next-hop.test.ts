@@ -1,6 +1,7 @@
 // Each phase of the downstream dialogue × each way of failing: an honest reply to the upstream, no message completed,
 // nothing left open. With one leg, and with a second, sound one that must not be left with the message alone.
 import { afterEach, describe, expect, it } from 'vitest';
+import type { Client } from '../support/client.ts';
 import { startProxy, type TestProxy, until } from '../support/proxy.ts';
 import type { Act, Phase } from '../support/sink.ts';
 
@@ -24,7 +25,8 @@ const FAILURES: Record<string, Act> = {
 
 /** What the upstream gets, by phase and failure; where a peer's own refusal is passed on, its text. */
 function expected(phase: Phase, failure: string): RegExp {
-  const own = failure === '4xx' ? /^452 4\.2\.2 mailbox full$/ : failure === '5xx' ? /^550 5\.7\.1 no thanks$/ : null;
+  const own =
+    failure === '4xx' ? /^452 4\.2\.2 mailbox full$/ : failure === '5xx' ? /^550 5\.7\.1 no thanks$/ : null;
   switch (phase) {
     case 'greeting':
     case 'ehlo':
@@ -51,6 +53,12 @@ const PHASES: Phase[] = ['greeting', 'ehlo', 'mail', 'rcpt', 'data', 'body', 'do
 /** The reply that ends the attempt to send one message to `to`: the first that is not positive, else the last. */
 async function attempt(to: string[]): Promise<string> {
   const client = await proxy.client();
+  const reply = await dialogue(client, to);
+  client.write('QUIT\r\n');
+  return reply;
+}
+
+async function dialogue(client: Client, to: string[]): Promise<string> {
   const mail = await client.command('MAIL FROM:<s@src.example>');
   expect(mail).toMatch(/^250/);
   for (const each of to) {
@@ -61,7 +69,9 @@ async function attempt(to: string[]): Promise<string> {
   if (!go.startsWith('354')) return go;
   client.write('Subject: x\r\n\r\n');
   // Waits until the body's beginning is through, so that what happens happens in mid-body.
-  await until(() => proxy.sinks.every((sink) => (sink.sessions.at(-1)?.bodyOctets ?? 1) > 0 || sink.sessions.at(-1)!.closed));
+  await until(() =>
+    proxy.sinks.every((sink) => (sink.sessions.at(-1)?.bodyOctets ?? 1) > 0 || sink.sessions.at(-1)!.closed),
+  );
   client.write('text\r\n.\r\n');
   return await client.reply();
 }
@@ -70,14 +80,16 @@ for (const phase of PHASES) {
   describe(`at ${phase}`, () => {
     for (const [failure, act] of Object.entries(FAILURES)) {
       // In mid-body silence is no failure, and neither is a reply that never gets to its end before the dot's.
-      if (phase === 'body' && ['silence', 'an endless reply', 'a byte-dribbled reply'].includes(failure)) continue;
+      if (phase === 'body' && ['silence', 'an endless reply', 'a byte-dribbled reply'].includes(failure))
+        continue;
 
       it(`answers honestly to ${failure}`, async () => {
         proxy = await startProxy([{ script: { [phase]: act } }]);
         const [sink] = proxy.sinks;
         const before = performance.now();
         let reply = await attempt(['u@a.example']);
-        if (phase === 'body' && !reply.startsWith('4') && !reply.startsWith('5')) reply = `accepted: ${reply}`;
+        if (phase === 'body' && !reply.startsWith('4') && !reply.startsWith('5'))
+          reply = `accepted: ${reply}`;
         expect(reply).toMatch(expected(phase, failure));
         expect(performance.now() - before).toBeLessThan(3_000);
         expect(sink!.messages).toHaveLength(0);

@@ -32,11 +32,17 @@ describe.each(Object.keys(ANSWERS))('first next hop %s', (first) => {
   it.each(Object.keys(ANSWERS))('second next hop %s', async (second) => {
     proxy = await startProxy([{ script: { dot: ANSWERS[first]! } }, { script: { dot: ANSWERS[second]! } }]);
     const client = await proxy.client();
-    const reply = await client.send('s@src.example', ['u@a.example', 'v@b.example'], 'Subject: x\r\n\r\nx\r\n');
+    const reply = await client.send(
+      's@src.example',
+      ['u@a.example', 'v@b.example'],
+      'Subject: x\r\n\r\nx\r\n',
+    );
     const want = expected(first, second);
     expect(reply).toMatch(want.reply);
     expect(proxy.transactions().at(-1)).toMatchObject({ result: want.result });
-    expect(await proxy.metric(`cutthrough_transactions_total{mode="cut-through",result="${want.result}"}`)).toBe(1);
+    expect(
+      await proxy.metric(`cutthrough_transactions_total{mode="cut-through",result="${want.result}"}`),
+    ).toBe(1);
     // Whatever the verdict, the session goes on.
     expect(await client.command('NOOP')).toMatch(/^250/);
   });

@@ -1,19 +1,19 @@
 // The proxy under test, in this process, with short deadlines, quiet, and ports chosen by the system.
 import { setTimeout as sleep } from 'node:timers/promises';
 import pino from 'pino';
-import { createProxy, type Options, type Proxy } from '../../src/app.ts';
+import { createProxy, type Options, type Proxy as RunningProxy } from '../../src/app.ts';
 import { Client } from './client.ts';
 import { Sink, type SinkOptions } from './sink.ts';
 
 export type Line = { event: string } & Record<string, unknown>;
 
 export class TestProxy {
-  readonly proxy: Proxy;
+  readonly proxy: RunningProxy;
   readonly log: Line[];
   readonly sinks: readonly Sink[];
   readonly clients: Client[] = [];
 
-  constructor(proxy: Proxy, log: Line[], sinks: readonly Sink[]) {
+  constructor(proxy: RunningProxy, log: Line[], sinks: readonly Sink[]) {
     this.proxy = proxy;
     this.log = log;
     this.sinks = sinks;
@@ -76,7 +76,10 @@ export async function startProxy(sinks: readonly SinkOptions[], options: Options
 
 export async function startProxyOnly(options: Options, sinks: readonly Sink[] = []): Promise<TestProxy> {
   const log: Line[] = [];
-  const logger = pino({ level: 'debug' }, { write: (text: string) => void log.push(JSON.parse(text) as Line) });
+  const logger = pino(
+    { level: 'debug' },
+    { write: (text: string) => void log.push(JSON.parse(text) as Line) },
+  );
   return new TestProxy(await createProxy({ ...QUICK, ...options }, logger), log, sinks);
 }
 

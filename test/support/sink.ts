@@ -10,7 +10,7 @@ export type Act =
   | string
   | { act: 'fin' | 'rst' | 'stall' | 'endless' | 'garbage' }
   | { act: 'dribble'; text: string; everyMs: number }
-  | { act: 'delay'; ms: number; then: Act };
+  | { act: 'delay'; ms: number; next: Act };
 
 export type Received = { mail: string; rcpts: string[]; body: Buffer; helo: string };
 
@@ -36,6 +36,8 @@ export class SinkSession {
   bodyOctets = 0;
   sawDot = false;
   closed = false;
+  /** Answers nothing any more: a server replies in order, so one that is stuck is stuck for good. */
+  stuck = false;
   helo = '';
 
   constructor(socket: Socket) {
@@ -101,7 +103,8 @@ export class Sink {
     let mail = '';
     let rcpts: string[] = [];
     let body = Buffer.alloc(0);
-    const perform = (phase: Phase, line: string, fallback: string) => this.#perform(session, phase, line, fallback);
+    const perform = (phase: Phase, line: string, fallback: string) =>
+      this.#perform(session, phase, line, fallback);
 
     const onBody = () => {
       const joined = Buffer.concat([body, buffer]);
@@ -156,7 +159,7 @@ export class Sink {
           return;
         }
         case 'RCPT': {
-          if (mail === '') return void socket.write('503 5.5.1 need MAIL\r\n');
+          if (mail === '') return void this.#do(session, '503 5.5.1 need MAIL');
           const said = perform('rcpt', line, '250 2.1.5 ok');
           if (said?.startsWith('2')) rcpts.push(line);
           return;
@@ -207,6 +210,7 @@ export class Sink {
 
   #do(session: SinkSession, act: Act): string | null {
     const { socket } = session;
+    if (session.stuck) return null;
     if (typeof act === 'string') {
       if (act !== '') socket.write(`${act.split('\n').join('\r\n')}\r\n`);
       return act;
@@ -219,15 +223,18 @@ export class Sink {
         socket.resetAndDestroy();
         return null;
       case 'stall':
+        session.stuck = true;
         return null;
       case 'garbage':
         socket.write('\x00\xffwhat is this\r\n');
         return null;
       case 'endless': {
+        session.stuck = true;
         this.#every(1, () => socket.write(`250-${'x'.repeat(500)}\r\n`));
         return null;
       }
       case 'dribble': {
+        session.stuck = true;
         const bytes = [...act.text];
         this.#every(act.everyMs, () => {
           const next = bytes.shift();
@@ -236,9 +243,9 @@ export class Sink {
         return null;
       }
       case 'delay': {
-        const timer = setTimeout(() => this.#do(session, act.then), act.ms);
+        const timer = setTimeout(() => this.#do(session, act.next), act.ms);
         this.#timers.add(timer);
-        return typeof act.then === 'string' ? act.then : null;
+        return typeof act.next === 'string' ? act.next : null;
       }
     }
   }
@@ -252,4 +259,11 @@ export class Sink {
   }
 }
 
-const DEFAULT_EXTENSIONS = ['PIPELINING', 'SIZE 104857600', '8BITMIME', 'SMTPUTF8', 'DSN', 'ENHANCEDSTATUSCODES'];
+const DEFAULT_EXTENSIONS = [
+  'PIPELINING',
+  'SIZE 104857600',
+  '8BITMIME',
+  'SMTPUTF8',
+  'DSN',
+  'ENHANCEDSTATUSCODES',
+];

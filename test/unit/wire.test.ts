@@ -18,12 +18,22 @@ function scan(chunks: readonly string[]): Scan {
     }
     offset += chunk.length;
   }
-  return { onward: pieces.join(''), end, violation: scanner.violation, octets: scanner.messageOctets, pieces };
+  return {
+    onward: pieces.join(''),
+    end,
+    violation: scanner.violation,
+    octets: scanner.messageOctets,
+    pieces,
+  };
 }
 
 /** What the scanner must make of `wire`, by a plain reading of RFC 5321. */
 function model(wire: string): { body: string; end: number; violation: boolean } {
-  const end = wire.startsWith('.\r\n') ? 3 : wire.indexOf('\r\n.\r\n') === -1 ? -1 : wire.indexOf('\r\n.\r\n') + 5;
+  const end = wire.startsWith('.\r\n')
+    ? 3
+    : wire.indexOf('\r\n.\r\n') === -1
+      ? -1
+      : wire.indexOf('\r\n.\r\n') + 5;
   const body = end === -1 ? wire : wire.slice(0, end - 3);
   return { body, end, violation: /\r(?!\n)|(?<!\r)\n|\0/.test(end === -1 ? body.replace(/\r$/, '') : body) };
 }
@@ -58,7 +68,13 @@ describe('end of data', () => {
   });
 
   it('finds the same end and body wherever the wire is split in three', () => {
-    const wires = ['.\r\n', 'a\r\n.\r\n', '\r\n.\r\n', 'ab\r\n..\r\n.x\r\n.\r\n', 'x'.repeat(20).concat('\r\n.\r\nQUIT\r\n')];
+    const wires = [
+      '.\r\n',
+      'a\r\n.\r\n',
+      '\r\n.\r\n',
+      'ab\r\n..\r\n.x\r\n.\r\n',
+      'x'.repeat(20).concat('\r\n.\r\nQUIT\r\n'),
+    ];
     for (const wire of wires) {
       const whole = scan([wire]);
       for (let i = 0; i <= wire.length; i++) {
@@ -71,7 +87,18 @@ describe('end of data', () => {
   });
 
   it('agrees with a plain reading of the wire, for any bytes and any chunks', () => {
-    const unit = fc.constantFrom('\r\n', '\r', '\n', '.', '\0', 'a', '\xff', '\r\n.\r\n', 'x'.repeat(13), '..');
+    const unit = fc.constantFrom(
+      '\r\n',
+      '\r',
+      '\n',
+      '.',
+      '\0',
+      'a',
+      '\xff',
+      '\r\n.\r\n',
+      'x'.repeat(13),
+      '..',
+    );
     const wire = fc.array(unit, { maxLength: 12 }).map((units) => units.join(''));
     fc.assert(
       fc.property(wire, fc.array(fc.integer({ min: 1, max: 9 })), (text, cuts) => {
