@@ -11,6 +11,7 @@ import { type Config, type Options, parseConfig } from './config.ts';
 import type { Recipient, Sender } from './cut-through/leg.ts';
 import { Transaction } from './cut-through/transaction.ts';
 import { SOCKET_HIGH_WATER_OCTETS } from './downstream/connect.ts';
+import { SessionPool } from './downstream/pool.ts';
 import { type HttpServer, startHttp } from './http/server.ts';
 import { createLogger } from './log.ts';
 import { classLabel, createMetrics, type Metrics } from './metrics.ts';
@@ -18,7 +19,7 @@ import { createMxResolver, type DnsClient, systemDns } from './routing/mx.ts';
 import { createRouter, type Router } from './routing/routes.ts';
 import { protocolKeyword, receivedLine } from './smtp/received.ts';
 import { type Admission, createAdmission } from './upstream/admission.ts';
-import type { Client, SessionContext, UpstreamConnection } from './upstream/connection.ts';
+import type { Client, SessionContext } from './upstream/connection.ts';
 import { type Certificate, Listener } from './upstream/listener.ts';
 import { VERSION } from './version.ts';
 
@@ -74,6 +75,8 @@ class RunningProxy implements Proxy {
   #generation: Generation | null = null;
   #listeners: readonly Listener[] = [];
   #http: HttpServer | null = null;
+  /** Sessions being ended politely. */
+  readonly #ending = new Set<Promise<void>>();
   #connections = 0;
   #sessions = 0;
   #draining = false;
@@ -124,6 +127,7 @@ class RunningProxy implements Proxy {
     const timeoutMs = options.drainTimeoutMs ?? this.#config.drainTimeoutMs;
     const listening = this.#listeners.filter((listener) => listener.server.listening);
     await Promise.all(listening.map((listener) => listener.drain(timeoutMs)));
+    await Promise.all(this.#ending);
     await this.#http?.close();
   }
 
@@ -159,6 +163,14 @@ class RunningProxy implements Proxy {
     metrics.upstreamConnections.inc({ listener: listener.address.protocol });
     metrics.upstreamConnectionsActive.inc();
     this.#connections++;
+    const pool = new SessionPool({
+      onCount: ({ active, idle }) => {
+        metrics.sessionsActive.inc(active);
+        metrics.sessionsIdle.inc(idle);
+        this.#sessions += active;
+      },
+      onReuse: () => metrics.sessionReuses.inc(),
+    });
     return {
       config,
       admission,
@@ -166,16 +178,19 @@ class RunningProxy implements Proxy {
       log: this.#log,
       startTls: certificate !== null && listener.address.protocol === 'smtp',
       offersDsn: () => this.#offersDsn(config),
-      newTransaction: (sender, client) => this.#newTransaction(generation, sender, client),
+      newTransaction: (sender, client) => this.#newTransaction(generation, pool, sender, client),
       hasRoom: () => this.#connections <= config.maxConnections,
-      onClosed: (_connection: UpstreamConnection) => {
+      onClosed: () => {
         this.#connections--;
         metrics.upstreamConnectionsActive.dec();
+        const ending = pool.close();
+        this.#ending.add(ending);
+        void ending.then(() => this.#ending.delete(ending));
       },
     };
   }
 
-  #newTransaction(generation: Generation, sender: Sender, client: Client): Transaction {
+  #newTransaction(generation: Generation, pool: SessionPool, sender: Sender, client: Client): Transaction {
     const { config, router } = generation;
     const metrics = this.#metrics;
     const transaction = new Transaction(sender, {
@@ -191,11 +206,8 @@ class RunningProxy implements Proxy {
       leg: {
         now: () => performance.now(),
         onPhase: (phase, seconds) => metrics.phaseDuration.observe({ phase }, seconds),
-        onSession: (nextHop, session) => {
-          this.#dsn.set(nextHop.key, session.capabilities.dsn);
-          metrics.sessionsActive.set(++this.#sessions);
-          return () => metrics.sessionsActive.set(--this.#sessions);
-        },
+        pool,
+        onOpened: (nextHop, offered) => this.#dsn.set(nextHop.key, offered.dsn),
         connect: {
           config,
           lookup: (host) => addressesOf(host, config.dns),

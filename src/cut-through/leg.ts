@@ -2,11 +2,12 @@
 // A peer's refusal is a value; a leg whose session is lost says so once and answers every later call accordingly.
 // Owns its session: drop() destroys it without a dot, release() ends it politely when no message is under way.
 import { type ConnectDeps, type Opened, openSession } from '../downstream/connect.ts';
+import type { KeptSession, SessionPool } from '../downstream/pool.ts';
 import type { DownstreamSession, Exchange, Lost } from '../downstream/session.ts';
 import type { DurationPhase } from '../metrics.ts';
 import type { NextHop } from '../routing/routes.ts';
 import type { Mailbox, MailParams, RcptParams } from '../smtp/address.ts';
-import { mailCommand, rcptCommand, refusalBeforeMail } from '../smtp/capabilities.ts';
+import { type Capabilities, mailCommand, rcptCommand, refusalBeforeMail } from '../smtp/capabilities.ts';
 import { legLost, nextHopUnreachable, passOn, type Reply, recipientOk, replyClass } from '../smtp/reply.ts';
 import { type Outcome, outcomeOf } from './verdict.ts';
 
@@ -18,8 +19,9 @@ export type LegDeps = Readonly<{
   /** Milliseconds, monotonic. */
   now: () => number;
   onPhase: (phase: DurationPhase, seconds: number) => void;
-  /** Called when a session is open; what it returns, when that session is gone. */
-  onSession: (nextHop: NextHop, session: DownstreamSession) => () => void;
+  pool: SessionPool;
+  /** What the next hop turned out to offer. */
+  onOpened: (nextHop: NextHop, offered: Capabilities) => void;
 }>;
 
 export class Leg {
@@ -32,9 +34,10 @@ export class Leg {
   readonly #sender: Sender;
   readonly #deps: LegDeps;
   readonly #abort = new AbortController();
-  readonly #opened: Promise<Opened>;
-  #session: DownstreamSession | null = null;
-  #lmtp = false;
+  #opened: Promise<Opened>;
+  #kept: KeptSession | null = null;
+  /** The session has carried messages before: that the peer has closed it meanwhile is no failure. */
+  #reused = false;
   #mail: Promise<Exchange> | null = null;
   /** The answer to every recipient, once the next hop has refused the sender. */
   #senderRefused: Reply | null = null;
@@ -48,20 +51,20 @@ export class Leg {
     this.#sender = sender;
     this.#deps = deps;
     this.#phaseBegan = deps.now();
-    this.#opened = this.#open();
+    this.#opened = this.#open(deps.pool.take(nextHop));
   }
 
   /** Null while connecting, or when the next hop is unreachable. */
   get session(): DownstreamSession | null {
-    return this.#session;
+    return this.#kept?.session ?? null;
   }
 
   get lost(): Lost | null {
-    return this.#session?.lost ?? null;
+    return this.session?.lost ?? null;
   }
 
   get unsentBytes(): number {
-    return this.#session?.unsentBytes ?? 0;
+    return this.session?.unsentBytes ?? 0;
   }
 
   /** MAIL (once) and RCPT at the next hop; the reply is what the upstream gets for its RCPT. Never rejects. */
@@ -83,14 +86,14 @@ export class Leg {
 
   /** DATA at the next hop. Null when it answered 354 and waits for the body. */
   async startData(): Promise<Outcome | null> {
-    const session = this.#session;
+    const { session } = this;
     if (session === null || session.lost !== null) return this.#lostOutcome('data', false);
     this.#enter('data');
     const exchange = await session.exchange([{ phase: 'data', line: 'DATA' }])[0]!;
     this.#timed('data');
     if (exchange.kind === 'lost') return this.#lostOutcome('data', false);
     if (exchange.reply.code === 354) {
-      this.#finalReplies = session.expectFinalReplies(this.#lmtp ? this.recipients.length : 1);
+      this.#finalReplies = session.expectFinalReplies(this.#isLmtp ? this.recipients.length : 1);
       this.#enter('body');
       return null;
     }
@@ -116,40 +119,59 @@ export class Leg {
   async finish(last: Buffer | null, ackTimeoutMs: number): Promise<readonly Outcome[]> {
     this.#timed('body');
     this.#enter('dot');
-    this.#session?.endOfData(last, ackTimeoutMs);
+    this.session?.endOfData(last, ackTimeoutMs);
     const exchanges = await Promise.all(this.#finalReplies);
     this.#timed('dot');
     this.#enter('done');
     const outcomes = exchanges.map((exchange) => this.#finalOutcome(exchange));
     // SMTP has one reply for all recipients of the leg, LMTP (RFC 2033 §4.2) one for each.
-    return this.#lmtp ? outcomes : this.recipients.map(() => outcomes[0]!);
+    return this.#isLmtp ? outcomes : this.recipients.map(() => outcomes[0]!);
   }
 
   /** Destroys the session at once, without a dot, QUIT or RSET; stops connecting. */
   drop(): void {
     this.#abort.abort(new Error('leg dropped'));
-    this.#session?.abort();
+    this.session?.abort();
   }
 
-  /** Ends a session in which no message is under way. Settles when it is gone; never rejects. */
+  /** Lets go of the session: kept if its message is done, ended if none was begun, else dropped. Never rejects. */
   async release(): Promise<void> {
-    const midMessage = this.phase === 'body' || this.phase === 'dot' || this.phase === 'data';
-    if (this.#session === null || midMessage) this.drop();
-    else await this.#session.quit();
+    if (this.#kept !== null && this.phase === 'done') await this.#deps.pool.give(this.nextHop, this.#kept);
+    else if (this.#kept !== null && this.phase === 'envelope') await this.#kept.session.quit();
+    else this.drop();
   }
 
-  async #open(): Promise<Opened> {
+  get #isLmtp(): boolean {
+    return this.#kept?.host.protocol === 'lmtp';
+  }
+
+  async #open(kept: KeptSession | null): Promise<Opened> {
+    this.#reused = kept !== null;
+    if (kept !== null)
+      return this.#begin(kept, { kind: 'open', session: kept.session, host: kept.host, attempts: 0 });
     const opened = await openSession(this.nextHop, this.#deps.connect, this.#abort.signal);
     this.#timed('connect');
     if (opened.kind === 'unreachable') return opened;
-    this.#session = opened.session;
-    this.#lmtp = opened.host.protocol === 'lmtp';
+    const fresh = { session: opened.session, host: opened.host, messages: 0 };
+    this.#deps.pool.opened(this.nextHop, fresh);
+    this.#deps.onOpened(this.nextHop, opened.session.capabilities);
+    return this.#begin(fresh, opened);
+  }
+
+  #begin(kept: KeptSession, opened: Opened): Opened {
+    this.#kept = kept;
     this.#enter('envelope');
-    const onGone = this.#deps.onSession(this.nextHop, opened.session);
-    if (opened.session.lost !== null) onGone();
-    else opened.session.once('end', onGone);
-    if (this.#abort.signal.aborted) opened.session.abort();
+    if (this.#abort.signal.aborted) kept.session.abort();
     return opened;
+  }
+
+  /** In place of a kept session that turned out to be gone. */
+  #openAfresh(): void {
+    this.#kept = null;
+    this.#mail = null;
+    this.#turn = Promise.resolve();
+    this.#enter('connect');
+    this.#opened = this.#open(null);
   }
 
   async #envelope(session: DownstreamSession, recipient: Recipient): Promise<Reply> {
@@ -176,6 +198,10 @@ export class Leg {
     }
     const mailExchange = await this.#mail;
     this.#deps.onPhase('mail', this.#since(began));
+    if (mailExchange.kind === 'lost' && (this.#reused || session !== this.session)) {
+      if (session === this.session) this.#openAfresh();
+      return await this.addRecipient(recipient);
+    }
     if (!positive(mailExchange)) {
       this.#senderRefused ??= this.#refusal(mailExchange, 'mail');
       void this.release();

@@ -60,6 +60,8 @@ export type MxDeps = Readonly<{
   random: () => number;
 }>;
 
+type Rules = Pick<MxDeps, 'dns' | 'isOwn'> & Readonly<{ isForbidden: (address: string) => boolean }>;
+
 type Exchanger = Readonly<{ host: string; preference: number }>;
 /** A mail exchanger with its addresses, each list in the order of the DNS answer. */
 type Host = Exchanger & Readonly<{ v6: readonly string[]; v4: readonly string[] }>;
@@ -104,12 +106,16 @@ export function systemDns(servers: readonly string[], timeoutMs = 2_000): DnsCli
 
 export function createMxResolver(deps: MxDeps): MxResolver {
   const allowed = networkSet(deps.allow);
-  const isForbidden = (address: string) => forbiddenReason(address) !== null && !allowed.has(address);
+  const rules: Rules = {
+    dns: deps.dns,
+    isOwn: deps.isOwn,
+    isForbidden: (address) => forbiddenReason(address) !== null && !allowed.has(address),
+  };
   let cache = new Map<string, Cached>();
   let underWay = new Map<string, Promise<Found>>();
 
   async function ask(domain: string, answers: Map<string, Cached>): Promise<Found> {
-    const { found, ttlMs } = await lookUp(domain, deps, isForbidden);
+    const { found, ttlMs } = await lookUp(domain, rules);
     if (ttlMs > 0) {
       // Deleted first, because a Map keeps the old place of a key, and the oldest one has to be the first.
       answers.delete(domain);
@@ -119,7 +125,9 @@ export function createMxResolver(deps: MxDeps): MxResolver {
     return found;
   }
 
-  async function find(domain: string): Promise<Found> {
+  async function find(written: string): Promise<Found> {
+    const domain = toDomain(written);
+    if (domain === null) return { kind: 'no-domain' };
     const cached = cache.get(domain);
     if (cached !== undefined && deps.now() < cached.expiresAtMs) return cached.found;
     const shared = underWay.get(domain);
@@ -134,12 +142,9 @@ export function createMxResolver(deps: MxDeps): MxResolver {
   return {
     async resolve(domain, signal) {
       signal?.throwIfAborted();
-      const name = toDomain(domain);
       const found = domain.startsWith('[')
-        ? resolveLiteral(domain, deps, isForbidden)
-        : name === null
-          ? ({ kind: 'no-domain' } as const)
-          : await unlessAborted(find(name), signal);
+        ? resolveLiteral(domain, rules)
+        : await unlessAborted(find(domain), signal);
       if (found.kind !== 'hosts') return found;
       return { kind: 'hosts', candidates: inOrder(found.hosts, deps.random) };
     },
@@ -151,21 +156,17 @@ export function createMxResolver(deps: MxDeps): MxResolver {
 }
 
 /** RFC 5321 §4.1.3: `[192.0.2.1]` and `[IPv6:2001:db8::1]` are their own mail exchanger. */
-function resolveLiteral(domain: string, deps: MxDeps, isForbidden: (address: string) => boolean): Found {
+function resolveLiteral(domain: string, { isOwn, isForbidden }: Rules): Found {
   const [, tag, text = ''] = /^\[(IPv6:)?([^%\]]*)\]$/i.exec(domain) ?? [];
   const address = isIP(text) === (tag === undefined ? 4 : 6) ? canonicalAddress(text) : null;
   if (address === null) return { kind: 'no-domain' };
-  if (deps.isOwn(address, address)) return { kind: 'loop' };
+  if (isOwn(address, address)) return { kind: 'loop' };
   if (isForbidden(address)) return { kind: 'forbidden' };
   return { kind: 'hosts', hosts: [{ host: address, preference: 0, v6: [], v4: [address] }] };
 }
 
-async function lookUp(
-  domain: string,
-  deps: MxDeps,
-  isForbidden: (address: string) => boolean,
-): Promise<Lookup> {
-  const mx = await answerTo(deps.dns.resolveMx(domain));
+async function lookUp(domain: string, rules: Rules): Promise<Lookup> {
+  const mx = await answerTo(rules.dns.resolveMx(domain));
   switch (mx.kind) {
     case 'no-name':
       return negative({ kind: 'no-domain' });
@@ -173,7 +174,7 @@ async function lookUp(
       return temporary(`MX ${domain}: ${mx.code}`);
     case 'no-records': {
       // RFC 5321 §5.1: only without any MX record is the domain its own mail exchanger, with preference 0.
-      const lookup = await lookUpHosts([{ host: domain, preference: 0 }], deps, isForbidden);
+      const lookup = await lookUpHosts([{ host: domain, preference: 0 }], rules);
       return lookup.found.kind === 'unroutable' ? negative({ kind: 'no-domain' }) : lookup;
     }
     case 'records':
@@ -181,7 +182,7 @@ async function lookUp(
       if (mx.records.every(({ exchange }) => exchange === '' || exchange === '.')) {
         return negative({ kind: 'null-mx' });
       }
-      return await lookUpHosts(exchangers(mx.records), deps, isForbidden);
+      return await lookUpHosts(exchangers(mx.records), rules);
     default:
       return mx satisfies never;
   }
@@ -199,22 +200,19 @@ function exchangers(records: readonly MxRecord[]): readonly Exchanger[] {
   return found.sort((a, b) => a.preference - b.preference || (a.host < b.host ? -1 : 1));
 }
 
-async function lookUpHosts(
-  all: readonly Exchanger[],
-  deps: MxDeps,
-  isForbidden: (address: string) => boolean,
-): Promise<Lookup> {
+async function lookUpHosts(all: readonly Exchanger[], rules: Rules): Promise<Lookup> {
+  const { dns, isOwn, isForbidden } = rules;
   if (all.length === 0) return negative({ kind: 'unroutable', reason: 'no mail exchanger has a valid name' });
-  const others = betterThanOwn(all, ({ host }) => deps.isOwn(host, null)).slice(0, MAX_EXCHANGERS);
-  const lookedUp = await Promise.all(others.map((exchanger) => lookUpHost(exchanger, deps.dns)));
-  const isOwn = (host: Host) =>
-    interleave(host.v6, host.v4).some((address) => deps.isOwn(host.host, address));
-  const hosts = betterThanOwn(lookedUp, isOwn);
+  const others = betterThanOwn(all, ({ host }) => isOwn(host, null)).slice(0, MAX_EXCHANGERS);
+  const lookedUp = await Promise.all(others.map((exchanger) => lookUpHost(exchanger, dns)));
+  const hosts = betterThanOwn(lookedUp, ({ host, v6, v4 }) =>
+    [...v6, ...v4].some((address) => isOwn(host, address)),
+  );
   if (hosts.length === 0) return negative({ kind: 'loop' });
 
-  const permitted = hosts.map((host) => {
-    const [v6, v4] = [host.v6, host.v4].map((list) => list.filter((address) => !isForbidden(address)));
-    return { host: host.host, preference: host.preference, v6: v6 ?? [], v4: v4 ?? [] };
+  const permit = (addresses: readonly string[]) => addresses.filter((address) => !isForbidden(address));
+  const permitted = hosts.map(({ host, preference, v6, v4 }) => {
+    return { host, preference, v6: permit(v6), v4: permit(v4) };
   });
   const failure = hosts.find((host) => host.failure !== null)?.failure ?? null;
   if (permitted.some(hasAddress)) {
@@ -239,6 +237,8 @@ function betterThanOwn<T extends Exchanger>(list: readonly T[], isOwn: (host: T)
 async function lookUpHost({ host, preference }: Exchanger, dns: DnsClient): Promise<LookedUpHost> {
   const [aaaa, a] = await Promise.all([answerTo(dns.resolve6(host)), answerTo(dns.resolve4(host))]);
   const records = [aaaa, a].flatMap((answer) => (answer.kind === 'records' ? answer.records : []));
+  const canonical = records.map(({ address }) => canonicalAddress(address));
+  const addresses = [...new Set(canonical.filter((address) => address !== null))];
   const failures = [
     ...(aaaa.kind === 'failed' ? [`AAAA ${host}: ${aaaa.code}`] : []),
     ...(a.kind === 'failed' ? [`A ${host}: ${a.code}`] : []),
@@ -246,16 +246,11 @@ async function lookUpHost({ host, preference }: Exchanger, dns: DnsClient): Prom
   return {
     host,
     preference,
-    v6: addressesIn(aaaa),
-    v4: addressesIn(a),
+    v6: addresses.filter((address) => isIP(address) === 6),
+    v4: addresses.filter((address) => isIP(address) === 4),
     ttlMs: Math.min(...records.map(({ ttl }) => ttl * 1000)),
     failure: failures[0] ?? null,
   };
-}
-
-function addressesIn(answer: Answer<AddressRecord>): readonly string[] {
-  if (answer.kind !== 'records') return [];
-  return answer.records.map(({ address }) => canonicalAddress(address)).filter((address) => address !== null);
 }
 
 /** Settles a query. Rejects for what is no DNS error. */
@@ -274,19 +269,26 @@ async function answerTo<T>(query: Promise<readonly T[]>): Promise<Answer<T>> {
 
 /**
  * At most MAX_ADDRESSES in all, dealt out by turns (one of each family at a time), so that a host with many leaves a
- * place to its backups. The same hosts always keep the same addresses, in whichever order they were answered.
+ * place to its backups. The same hosts always get the same addresses, in whichever order they were answered. An
+ * address of several hosts stays with the most preferred: trying it twice would only cost time.
  */
 function withinLimit(hosts: readonly Host[]): readonly Host[] {
-  const queues = hosts.map((host) => interleave(host.v6.toSorted(), host.v4.toSorted()));
-  const kept = new Set<string>();
-  for (let at = 0; queues.some((queue) => at < queue.length); at += 2) {
-    for (const address of queues.flatMap((queue) => queue.slice(at, at + 2))) {
-      if (kept.size < MAX_ADDRESSES) kept.add(address);
+  const queues = hosts.map((host) => ({ host, queue: interleave(host.v6.toSorted(), host.v4.toSorted()) }));
+  const owners = new Map<string, Host>();
+  for (let at = 0; queues.some(({ queue }) => at < queue.length); at += 2) {
+    for (const { host, queue } of queues) {
+      for (const address of queue.slice(at, at + 2)) {
+        const owner = owners.get(address);
+        if (owner === undefined ? owners.size < MAX_ADDRESSES : host.preference < owner.preference) {
+          owners.set(address, host);
+        }
+      }
     }
   }
-  const isKept = (address: string) => kept.has(address);
+  const keep = (host: Host, list: readonly string[]) =>
+    list.filter((address) => owners.get(address) === host);
   return hosts
-    .map((host) => ({ ...host, v6: host.v6.filter(isKept), v4: host.v4.filter(isKept) }))
+    .map((host) => ({ ...host, v6: keep(host, host.v6), v4: keep(host, host.v4) }))
     .filter(hasAddress);
 }
 
@@ -294,7 +296,7 @@ function hasAddress({ v6, v4 }: Host): boolean {
   return v6.length + v4.length > 0;
 }
 
-/** IPv6 first, then by turns: one family that doesn't work costs one attempt, not half of them. */
+/** IPv6 first, then by turns: a family that doesn't work costs one attempt before the other is tried. */
 function interleave(v6: readonly string[], v4: readonly string[]): readonly string[] {
   const turns = Array.from({ length: Math.max(v6.length, v4.length) }, (_, at) => [v6[at], v4[at]]);
   return turns.flat().filter((address) => address !== undefined);
@@ -303,13 +305,8 @@ function interleave(v6: readonly string[], v4: readonly string[]): readonly stri
 /** RFC 5321 §5.1: lowest preference first, and at random among equals, to spread the load. */
 function inOrder(hosts: readonly Host[], random: () => number): readonly Candidate[] {
   const sorted = shuffled(hosts, random).sort((a, b) => a.preference - b.preference);
-  const seen = new Set<string>();
   return sorted.flatMap(({ host, preference, v6, v4 }) =>
-    interleave(v6, v4).flatMap((address) => {
-      if (seen.has(address)) return [];
-      seen.add(address);
-      return [{ host, address, preference }];
-    }),
+    interleave(v6, v4).map((address) => ({ host, address, preference })),
   );
 }
 

@@ -73,9 +73,11 @@ export function createRouter(deps: RouterDeps): Router {
   };
 }
 
-/** All patterns that match, the most specific first: `a.b.example`, `.b.example`, `.example`, `*`. */
+/**
+ * All patterns that match, the most specific first: `a.b.example`, `.b.example`, `.example`, `*`.
+ * No pattern has brackets, so that an address literal is matched by `*` alone.
+ */
 function patternsFor(domain: string): readonly string[] {
-  if (domain.startsWith('[')) return [domain, '*'];
   const labels = domain.split('.');
   const suffixes = labels.slice(1).map((_, at) => `.${labels.slice(at + 1).join('.')}`);
   return [domain, ...suffixes, '*'];

@@ -309,10 +309,13 @@ function encodeUtf8Address(address: string): string {
   return address.replace(/[^!-*,-<>-[\]-~]/gu, (character) => `\\x{${hex(character)}}`);
 }
 
+/** RFC 6533 §3; no `\x{HEX}` over 10FFFF. */
+const UTF8_ADDRESS =
+  /^(?:[!-*,-<>-[\]-~\u{80}-\u{10ffff}]|\\x\{(?!1[1-9A-F][0-9A-F]{4}|[2-9A-F][0-9A-F]{5})[0-9A-F]{2,6}\})*$/u;
+
 function decodeUtf8Address(encoded: string): string | null {
-  const wellFormed = /^(?:[!-*,-<>-[\]-~\u{80}-\u{10ffff}]|\\x\{(?:10|0?[0-9A-F])?[0-9A-F]{2,4}\})*$/u;
-  if (!wellFormed.test(encoded)) return null;
-  const address = encoded.replace(/\\x\{([^}]*)\}/gu, (_, digits: string) =>
+  if (!UTF8_ADDRESS.test(encoded)) return null;
+  const address = encoded.replace(/\\x\{([^}]*)\}/g, (_, digits: string) =>
     String.fromCodePoint(Number.parseInt(digits, 16)),
   );
   return UNPRINTABLE.test(address) ? null : address;

@@ -1,7 +1,7 @@
 // What a server offers in its EHLO reply, and our MAIL and RCPT put in those terms (RFC 1870, 3461, 6152, 6531).
 // A parameter that the next hop doesn't offer is left out; where leaving it out would break a promise, the refusal
 // that the upstream gets instead is built here. Pure; unknown keywords are ignored.
-import { encodeXtext, type Mailbox, type MailParams, type RcptParams } from './address.ts';
+import { encodeOrcpt, encodeXtext, type Mailbox, type MailParams, type RcptParams } from './address.ts';
 import { messageTooBig, nextHopLacksSmtputf8, type Reply } from './reply.ts';
 
 export type Capabilities = Readonly<{
@@ -33,7 +33,8 @@ export function parseCapabilities(lines: readonly string[]): Capabilities {
       .split(/\s+/);
     offered.set(keyword, [...(offered.get(keyword) ?? []), ...args]);
   }
-  const size = Number(offered.get('SIZE')?.[0] ?? 0);
+  const limit = offered.get('SIZE')?.[0] ?? '';
+  const size = /^\d{1,20}$/.test(limit) ? Number(limit) : 0;
   return Object.freeze({
     pipelining: offered.has('PIPELINING'),
     sizeOffered: offered.has('SIZE'),
@@ -52,8 +53,8 @@ export function parseCapabilities(lines: readonly string[]): Capabilities {
 /** What keeps this sender's message from this server before MAIL is even sent; null if nothing does. */
 export function refusalBeforeMail(params: MailParams, offered: Capabilities): Reply | null {
   // RFC 1870 §6.1.
-  if (params.size !== null && offered.size !== null && params.size > offered.size)
-    return messageTooBig(offered.size);
+  const tooBig = params.size !== null && offered.size !== null && params.size > offered.size;
+  if (tooBig) return messageTooBig(offered.size);
   // RFC 6531 §3.2: such a message must not go to a server that can't take it.
   if (params.smtputf8 && !offered.smtputf8) return nextHopLacksSmtputf8();
   return null;
@@ -65,7 +66,7 @@ export function mailCommand(mailbox: Mailbox | null, params: MailParams, offered
   if (params.size !== null && offered.sizeOffered) words.push(`SIZE=${params.size}`);
   // Without 8BITMIME the bytes go as they came: converting them would break signatures.
   if (params.body !== null && offered.eightBitMime) words.push(`BODY=${params.body}`);
-  if (params.smtputf8) words.push('SMTPUTF8');
+  if (params.smtputf8 && offered.smtputf8) words.push('SMTPUTF8');
   if (offered.dsn) {
     if (params.ret !== null) words.push(`RET=${params.ret}`);
     if (params.envid !== null) words.push(`ENVID=${encodeXtext(params.envid)}`);
@@ -77,7 +78,7 @@ export function rcptCommand(mailbox: Mailbox, params: RcptParams, offered: Capab
   const words = [`RCPT TO:<${mailbox.address}>`];
   if (offered.dsn) {
     if (params.notify !== null) words.push(`NOTIFY=${params.notify}`);
-    if (params.orcpt !== null) words.push(`ORCPT=${params.orcpt.type};${encodeXtext(params.orcpt.address)}`);
+    if (params.orcpt !== null) words.push(`ORCPT=${encodeOrcpt(params.orcpt)}`);
   }
   return words.join(' ');
 }

@@ -1,39 +1,59 @@
-// Received lines: building ours (RFC 5321 §4.4), and counting those of a message that runs through (§6.3).
-// Pure; what a peer has said goes in only as harmless printable ASCII.
+// Received fields: building ours (RFC 5321 §4.4, the keywords of RFC 3848 and RFC 6531), and counting those of a
+// message that runs through, since a loop shows in their number (RFC 5321 §6.3).
+// What a peer has said goes into our line only as harmless printable ASCII of bounded length. Nothing here throws.
+
+export type ProtocolKeyword = 'SMTP' | 'ESMTP' | 'ESMTPS' | 'UTF8SMTP' | 'UTF8SMTPS';
 
 export type ReceivedFacts = Readonly<{
   /** The EHLO argument, as the client gave it. */
   helo: string;
+  /** IPv4 or IPv6, without brackets. */
   clientAddress: string;
+  /** The client's name in DNS, where it was looked up. */
+  clientName?: string | null;
   byHostname: string;
-  protocol: string;
-  tls: Readonly<{ version: string; cipher: string }> | null;
+  protocol: ProtocolKeyword;
+  tls?: Readonly<{ version: string; cipher: string }> | null;
   id: string;
-  /** Only where there is a single recipient: the line must not tell them of each other. */
+  /** Only where there is a single recipient: the line must not tell recipients of each other (RFC 5321 §7.2). */
   forRecipient: string | null;
   date: Date;
 }>;
 
+/** RFC 5322 §2.1.1: lines should be shorter than this. */
+const LINE_OCTETS = 78;
+/** As long as a domain can be (RFC 5321 §4.5.3.1.2). */
 const MAX_WORD = 255;
 const DAYS = ['Sun', 'Mon', 'Tue', 'Wed', 'Thu', 'Fri', 'Sat'];
 const MONTHS = ['Jan', 'Feb', 'Mar', 'Apr', 'May', 'Jun', 'Jul', 'Aug', 'Sep', 'Oct', 'Nov', 'Dec'];
 
 /** The folded field with its final CRLF. */
 export function receivedLine(facts: ReceivedFacts): Buffer {
-  const tls = facts.tls === null ? '' : `\r\n\t(${word(facts.tls.version)} ${word(facts.tls.cipher)})`;
-  const recipient = facts.forRecipient === null ? '' : `\r\n\tfor <${facts.forRecipient}>`;
-  const text =
-    `Received: from ${word(facts.helo)} (${literal(facts.clientAddress)})\r\n` +
-    `\tby ${word(facts.byHostname)} with ${facts.protocol} id ${word(facts.id)}${tls}${recipient};\r\n` +
-    `\t${dateTime(facts.date)}\r\n`;
-  return Buffer.from(text);
+  const { clientName, tls, forRecipient } = facts;
+  const clauses = [`Received: from ${word(facts.helo)}`];
+  clauses.push(
+    clientName
+      ? `(${word(clientName)} ${literal(facts.clientAddress)})`
+      : `(${literal(facts.clientAddress)})`,
+  );
+  clauses.push(`by ${word(facts.byHostname)}`, `with ${facts.protocol}`);
+  if (tls) clauses.push(`(${word(tls.version)} ${word(tls.cipher)})`);
+  clauses.push(`id ${word(facts.id)}`);
+  // Our own grammar let the address in, so it is well-formed; an embedder's need not be.
+  if (forRecipient !== null && !/\p{Cc}/u.test(forRecipient)) clauses.push(`for <${forRecipient}>`);
+  const last = clauses.pop()!;
+  return Buffer.from(folded([...clauses, `${last};`, dateTime(facts.date)]));
 }
 
-/** RFC 3848, and RFC 6531 §3.7.3 for the UTF8 ones. */
-export function protocolKeyword(session: { ehlo: boolean; tls: boolean; smtputf8: boolean }): string {
+/** RFC 3848, and RFC 6531 §3.7.3 for the UTF8 ones. A session opened by HELO is SMTP, whatever its transport. */
+export function protocolKeyword(session: {
+  ehlo: boolean;
+  tls: boolean;
+  smtputf8: boolean;
+}): ProtocolKeyword {
   if (!session.ehlo) return 'SMTP';
-  const base = session.smtputf8 ? 'UTF8SMTP' : 'ESMTP';
-  return session.tls ? `${base}S` : base;
+  if (session.smtputf8) return session.tls ? 'UTF8SMTPS' : 'UTF8SMTP';
+  return session.tls ? 'ESMTPS' : 'ESMTP';
 }
 
 function word(text: string): string {
@@ -41,9 +61,23 @@ function word(text: string): string {
   return harmless === '' ? 'unknown' : harmless;
 }
 
-/** RFC 5321 §4.1.3. */
+/** RFC 5321 §4.1.3. An IPv4 client of a dual-stack socket is an IPv4 client; a zone means nothing elsewhere. */
 function literal(address: string): string {
-  return address.includes(':') ? `[IPv6:${word(address)}]` : `[${word(address)}]`;
+  const plain = word(address.replace(/^::ffff:(?=\d+\.)/i, '').replace(/%.*$/s, ''));
+  return plain.includes(':') ? `[IPv6:${plain}]` : `[${plain}]`;
+}
+
+/** RFC 5322 §2.2.3: breaks between clauses, so that no line is longer than need be. */
+function folded(clauses: readonly string[]): string {
+  let text = '';
+  let lineOctets = 0;
+  for (const clause of clauses) {
+    const octets = Buffer.byteLength(clause) + 1;
+    const fits = lineOctets + octets < LINE_OCTETS;
+    text += text === '' ? clause : `${fits ? ' ' : '\r\n\t'}${clause}`;
+    lineOctets = fits ? lineOctets + octets : octets;
+  }
+  return `${text}\r\n`;
 }
 
 /** RFC 5322 §3.3, in UTC. */
@@ -53,43 +87,52 @@ function dateTime(date: Date): string {
   return `${day} ${two(date.getUTCHours())}:${two(date.getUTCMinutes())}:${two(date.getUTCSeconds())} +0000`;
 }
 
-const FIELD = 'received:';
+const FIELD = Buffer.from('received:');
 const LF = 0x0a;
 const CR = 0x0d;
+const UPPER_A = 0x41;
+const UPPER_Z = 0x5a;
 
-/** Counts `Received:` fields in the header block, fed in any chunks; constant memory. */
+/** Counts `Received:` fields in the header block, fed in any chunks; one number of state. */
 export class HeaderScanner {
-  receivedCount = 0;
-  /** The empty line that ends the header was seen; push() need not be called any more. */
-  done = false;
-
-  /** Octets of FIELD matched in this line; -1 when the rest of the line doesn't matter. */
+  #receivedCount = 0;
+  #done = false;
+  /** Octets of FIELD matched in this line, 0 at its start; -1 when the rest of the line doesn't matter. */
   #matched = 0;
-  #column = 0;
 
+  get receivedCount(): number {
+    return this.#receivedCount;
+  }
+
+  /** The empty line that ends the header was seen; push() need not be called any more. */
+  get done(): boolean {
+    return this.#done;
+  }
+
+  /** Feeds the next wire bytes; their line ends are CRLF, which the wire scanner has seen to. */
   push(chunk: Buffer): void {
     let at = 0;
-    while (at < chunk.length && !this.done) {
-      if (this.#matched === -1) {
-        const lf = chunk.indexOf(LF, at);
-        if (lf === -1) return;
-        at = lf + 1;
+    while (at < chunk.length && !this.#done) {
+      if (this.#matched >= 0) this.#look(chunk[at++]!);
+      else {
+        const lineFeed = chunk.indexOf(LF, at);
+        if (lineFeed === -1) return;
+        at = lineFeed + 1;
         this.#matched = 0;
-        this.#column = 0;
-      } else this.#look(chunk[at++]!);
+      }
     }
   }
 
-  #look(byte: number): void {
-    // The wire scanner has seen to it that CR and LF come as pairs.
-    if (this.#column === 0 && byte === CR) this.done = true;
-    else if (byte === FIELD.charCodeAt(this.#matched) || (byte | 0x20) === FIELD.charCodeAt(this.#matched)) {
-      this.#matched++;
-      if (this.#matched === FIELD.length) {
-        this.receivedCount++;
-        this.#matched = -1;
-      }
-    } else this.#matched = byte === LF ? 0 : -1;
-    this.#column = byte === LF ? 0 : this.#column + 1;
+  #look(octet: number): void {
+    if (octet === CR && this.#matched === 0) this.#done = true;
+    else if (lowerCase(octet) !== FIELD[this.#matched]) this.#matched = octet === LF ? 0 : -1;
+    else if (++this.#matched === FIELD.length) {
+      this.#receivedCount++;
+      this.#matched = -1;
+    }
   }
+}
+
+function lowerCase(octet: number): number {
+  return octet >= UPPER_A && octet <= UPPER_Z ? octet | 0x20 : octet;
 }

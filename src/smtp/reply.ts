@@ -43,7 +43,7 @@ export function parseReply(raw: string, options: { utf8?: boolean } = {}): Reply
   let enhanced: string | null = null;
   const texts: string[] = [];
   for (const line of raw.split('\n')) {
-    const match = REPLY_LINE.exec(line.replace(/\r+$/, ''));
+    const match = REPLY_LINE.exec(line.trimEnd());
     // RFC 5321 §4.2.1: the code is the same on every line.
     if (match === null || (code !== undefined && match[1] !== code)) return null;
     code = match[1]!;

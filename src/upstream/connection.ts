@@ -44,7 +44,7 @@ export type SessionContext = Readonly<{
   newTransaction: (sender: Sender, client: Client) => Transaction;
   /** False above --max-connections. */
   hasRoom: () => boolean;
-  onClosed: (connection: UpstreamConnection) => void;
+  onClosed: () => void;
 }>;
 
 type Resume = () => void;
@@ -414,7 +414,7 @@ export class UpstreamConnection extends SMTPConnection {
     this.#onSlotsEmpty = null;
     this.#beforeGreeting = null;
     this.#transaction?.abort();
-    this.#context.onClosed(this);
+    this.#context.onClosed();
   }
 
   #bug(error: unknown): Reply {

@@ -1,0 +1,174 @@
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import { type MailParams, parseMail, parseRcpt, type RcptParams } from '../../src/smtp/address.ts';
+import {
+  type Capabilities,
+  mailCommand,
+  NO_CAPABILITIES,
+  parseCapabilities,
+  rcptCommand,
+  refusalBeforeMail,
+} from '../../src/smtp/capabilities.ts';
+
+const EVERYTHING = parseCapabilities(['PIPELINING', 'SIZE 5000', '8BITMIME', 'SMTPUTF8', 'DSN']);
+
+function sender(line: string) {
+  const parsed = parseMail(`MAIL FROM:${line}`);
+  if (!parsed.ok) throw new Error(parsed.reply.lines[0]);
+  return parsed;
+}
+
+function recipient(line: string) {
+  const parsed = parseRcpt(`RCPT TO:${line}`, { smtputf8: true });
+  if (!parsed.ok) throw new Error(parsed.reply.lines[0]);
+  return parsed;
+}
+
+describe('parseCapabilities', () => {
+  it('reads keywords in any case', () => {
+    expect(
+      parseCapabilities([
+        'pipelining',
+        '8BitMIME',
+        'SMTPUTF8',
+        'dsn',
+        'StartTLS',
+        'EnhancedStatusCodes',
+        'CHUNKING',
+      ]),
+    ).toEqual({
+      ...NO_CAPABILITIES,
+      pipelining: true,
+      eightBitMime: true,
+      smtputf8: true,
+      dsn: true,
+      starttls: true,
+      enhancedStatusCodes: true,
+      chunking: true,
+    });
+  });
+
+  it('takes whole keywords only', () => {
+    expect(parseCapabilities(['XPIPELINING', 'STARTTLS-LATER', 'DSNX', 'X DSN', '8BITMIME2'])).toEqual(
+      NO_CAPABILITIES,
+    );
+  });
+
+  it.each<[string, number | null]>([
+    ['SIZE 1000', 1000],
+    ['size 1000', 1000],
+    // RFC 1870 §4: no fixed maximum.
+    ['SIZE 0', null],
+    ['SIZE', null],
+    ['SIZE big', null],
+    ['SIZE 0x10', null],
+    ['SIZE 99999999999999999999', null],
+  ])('%s', (line, size) => {
+    expect(parseCapabilities([line])).toMatchObject({ sizeOffered: true, size });
+  });
+
+  it('gathers AUTH mechanisms, the form from before RFC 4954 included', () => {
+    expect(parseCapabilities(['AUTH plain LOGIN', 'AUTH=PLAIN', 'AUTH=CRAM-MD5']).authMechanisms).toEqual([
+      'PLAIN',
+      'LOGIN',
+      'CRAM-MD5',
+    ]);
+  });
+
+  it('takes whatever a peer sends', () => {
+    fc.assert(
+      fc.property(fc.array(fc.string({ unit: 'binary' })), (lines) => {
+        expect(Object.isFrozen(parseCapabilities(lines))).toBe(true);
+      }),
+    );
+  });
+});
+
+describe('mailCommand', () => {
+  const all = '<s@a.example> SIZE=100 BODY=8BITMIME SMTPUTF8 RET=HDRS ENVID=a+2Bb';
+
+  it.each<[string, string, Capabilities, string]>([
+    ['says all that is offered', all, EVERYTHING, `MAIL FROM:${all}`],
+    ['says nothing that is not', all, NO_CAPABILITIES, 'MAIL FROM:<s@a.example>'],
+    [
+      'says SIZE to a server without a limit',
+      all,
+      parseCapabilities(['SIZE']),
+      'MAIL FROM:<s@a.example> SIZE=100',
+    ],
+    ['says only what was said to us', '<s@a.example>', EVERYTHING, 'MAIL FROM:<s@a.example>'],
+    ['has the null reverse-path', '<>', EVERYTHING, 'MAIL FROM:<>'],
+    ['drops a source route', '<@x.example:s@a.example>', EVERYTHING, 'MAIL FROM:<s@a.example>'],
+    ['does not pass AUTH on', '<s@a.example> AUTH=<>', EVERYTHING, 'MAIL FROM:<s@a.example>'],
+  ])('%s', (_, line, offered, wire) => {
+    const { mailbox, params } = sender(line);
+    expect(mailCommand(mailbox, params, offered)).toBe(wire);
+  });
+});
+
+describe('rcptCommand', () => {
+  const all = '<u@b.example> NOTIFY=SUCCESS,DELAY ORCPT=rfc822;u+2Bx@b.example';
+
+  it.each<[string, string, Capabilities, string]>([
+    ['says what is offered', all, EVERYTHING, `RCPT TO:${all}`],
+    ['says nothing that is not', all, NO_CAPABILITIES, 'RCPT TO:<u@b.example>'],
+    ['keeps a quoted local part', '<"a b"@B.example>', EVERYTHING, 'RCPT TO:<"a b"@b.example>'],
+    [
+      'encodes a UTF-8 ORCPT so that any server may have it',
+      '<u@b.example> ORCPT=utf-8;\u00fc\\x{2B}x@b.example',
+      EVERYTHING,
+      'RCPT TO:<u@b.example> ORCPT=utf-8;\\x{FC}\\x{2B}x@b.example',
+    ],
+  ])('%s', (_, line, offered, wire) => {
+    const { mailbox, params } = recipient(line);
+    expect(rcptCommand(mailbox, params, offered)).toBe(wire);
+  });
+});
+
+it('what is said to a next hop with every extension reads as what was said to us', () => {
+  const printable = fc.string({ unit: 'grapheme-ascii', minLength: 1, maxLength: 40 });
+  const mail: fc.Arbitrary<MailParams> = fc.record({
+    size: fc.option(fc.maxSafeNat()),
+    body: fc.constantFrom(null, '7BIT', '8BITMIME'),
+    smtputf8: fc.boolean(),
+    ret: fc.constantFrom(null, 'FULL', 'HDRS'),
+    envid: fc.option(printable),
+  });
+  const ascii = fc.record({ type: fc.constantFrom('rfc822', 'x-other'), address: printable });
+  const wide = fc.record({
+    type: fc.constant('utf-8'),
+    address: fc
+      .string({ unit: 'grapheme', minLength: 1, maxLength: 20 })
+      .filter((text) => !/[\p{Cc}\p{Zl}\p{Zp}]/u.test(text)),
+  });
+  const rcpt: fc.Arbitrary<RcptParams> = fc.record({
+    notify: fc.constantFrom(null, 'NEVER', 'SUCCESS,FAILURE', 'DELAY'),
+    orcpt: fc.option(fc.oneof(ascii, wide)),
+  });
+  const { mailbox } = sender('<"a b>"@c.example>');
+  fc.assert(
+    fc.property(mail, rcpt, (mailParams, rcptParams) => {
+      expect(parseMail(mailCommand(mailbox, mailParams, EVERYTHING))).toEqual({
+        ok: true,
+        mailbox,
+        params: mailParams,
+      });
+      const toRcpt = parseRcpt(rcptCommand(mailbox!, rcptParams, EVERYTHING), { smtputf8: false });
+      expect(toRcpt).toEqual({ ok: true, mailbox, params: rcptParams });
+    }),
+  );
+});
+
+describe('refusalBeforeMail', () => {
+  it.each<[string, string, Capabilities, number | null]>([
+    ['a message that fits', '<s@a.example> SIZE=5000', EVERYTHING, null],
+    ['a message that is too big', '<s@a.example> SIZE=5001', EVERYTHING, 552],
+    ['a size not declared', '<s@a.example>', EVERYTHING, null],
+    ['a server without a limit', '<s@a.example> SIZE=5001', parseCapabilities(['SIZE 0']), null],
+    ['SMTPUTF8 that is offered', '<s@a.example> SMTPUTF8', EVERYTHING, null],
+    ['SMTPUTF8 that is not', '<s@a.example> SMTPUTF8', NO_CAPABILITIES, 550],
+    ['8BITMIME that is not offered', '<s@a.example> BODY=8BITMIME', NO_CAPABILITIES, null],
+  ])('%s', (_, line, offered, code) => {
+    expect(refusalBeforeMail(sender(line).params, offered)?.code ?? null).toBe(code);
+  });
+});

@@ -1,0 +1,15 @@
+// The built program against other people's: postfix's smtp-source and smtp-sink, swaks, openssl, strace.
+import { defineConfig } from 'vitest/config';
+
+// biome-ignore lint/style/noDefaultExport: it is what vitest reads.
+export default defineConfig({
+  test: {
+    include: ['test/interop/**/*.test.ts'],
+    globalSetup: ['test/support/build.ts'],
+    testTimeout: 60_000,
+    hookTimeout: 15_000,
+    pool: 'forks',
+    // Throughput and memory are measured; two files at a time would measure each other.
+    maxWorkers: 1,
+  },
+});
