@@ -77,6 +77,8 @@ class RunningProxy implements Proxy {
   #http: HttpServer | null = null;
   /** Sessions being ended politely. */
   readonly #ending = new Set<Promise<void>>();
+  readonly #idPrefix = randomBytes(6).toString('base64url');
+  #serial = 0;
   #connections = 0;
   #sessions = 0;
   #draining = false;
@@ -199,7 +201,7 @@ class RunningProxy implements Proxy {
       metrics,
       log: this.#log,
       now: () => performance.now(),
-      newId: () => randomBytes(9).toString('base64url'),
+      newId: () => this.#newId(),
       received: (id, only) => received(config, sender, client, id, only),
       overloaded: () => this.#overloaded(config),
       onEnd: (ended) => this.#transactions.delete(ended),
@@ -220,6 +222,12 @@ class RunningProxy implements Proxy {
     });
     this.#transactions.add(transaction);
     return transaction;
+  }
+
+  /** Unique over processes by its first part, within this one by its second. */
+  #newId(): string {
+    this.#serial++;
+    return `${this.#idPrefix}.${this.#serial.toString(36)}`;
   }
 
   /** DSN is promised only where every next hop is known to take it: all static, each seen to offer it. */

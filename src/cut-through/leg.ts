@@ -33,7 +33,9 @@ export class Leg {
 
   readonly #sender: Sender;
   readonly #deps: LegDeps;
-  readonly #abort = new AbortController();
+  /** Ends the connecting; null while there is none. */
+  #connecting: AbortController | null = null;
+  #dropped = false;
   #opened: Promise<Opened>;
   #kept: KeptSession | null = null;
   /** The session has carried messages before: that the peer has closed it meanwhile is no failure. */
@@ -130,7 +132,8 @@ export class Leg {
 
   /** Destroys the session at once, without a dot, QUIT or RSET; stops connecting. */
   drop(): void {
-    this.#abort.abort(new Error('leg dropped'));
+    this.#dropped = true;
+    this.#connecting?.abort(new Error('leg dropped'));
     this.session?.abort();
   }
 
@@ -149,7 +152,10 @@ export class Leg {
     this.#reused = kept !== null;
     if (kept !== null)
       return this.#begin(kept, { kind: 'open', session: kept.session, host: kept.host, attempts: 0 });
-    const opened = await openSession(this.nextHop, this.#deps.connect, this.#abort.signal);
+    this.#connecting = new AbortController();
+    if (this.#dropped) this.#connecting.abort();
+    const opened = await openSession(this.nextHop, this.#deps.connect, this.#connecting.signal);
+    this.#connecting = null;
     this.#timed('connect');
     if (opened.kind === 'unreachable') return opened;
     const fresh = { session: opened.session, host: opened.host, messages: 0 };
@@ -161,7 +167,7 @@ export class Leg {
   #begin(kept: KeptSession, opened: Opened): Opened {
     this.#kept = kept;
     this.#enter('envelope');
-    if (this.#abort.signal.aborted) kept.session.abort();
+    if (this.#dropped) kept.session.abort();
     return opened;
   }
 

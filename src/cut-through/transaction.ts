@@ -7,7 +7,7 @@
 import type { Logger } from 'pino';
 import type { Config } from '../config.ts';
 import type { Metrics, TransactionResult } from '../metrics.ts';
-import type { NextHop, RouteResult } from '../routing/routes.ts';
+import type { NextHop, RouteResult, Router } from '../routing/routes.ts';
 import {
   dnsTemporary,
   legLost,
@@ -29,7 +29,7 @@ import { type Outcome, refusalOfData, type Verdict, verdict, verdictBeforeDots }
 
 export type TransactionDeps = Readonly<{
   config: Config;
-  router: { route(domain: string, signal?: AbortSignal): Promise<RouteResult> };
+  router: Router;
   leg: LegDeps;
   metrics: Metrics;
   log: Logger;
@@ -58,8 +58,8 @@ export class Transaction {
   readonly #began: number;
   readonly #legs = new Map<string, Leg>();
   readonly #records = new Map<Recipient, RecipientRecord>();
-  /** One for each RCPT not answered yet; aborted at its deadline or with the transaction. */
-  readonly #asking = new Set<AbortController>();
+  /** One for each RCPT not answered yet. */
+  readonly #waits = new Set<Wait>();
   #state: State = { name: 'envelope' };
   /** Set when the message can no longer be delivered; the rest of it is read and dropped. */
   #refusal: Verdict | null = null;
@@ -109,17 +109,17 @@ export class Transaction {
       reply: null,
     };
     this.#records.set(recipient, record);
-    const cut = new AbortController();
-    this.#asking.add(cut);
-    const timer = setTimeout(() => cut.abort(), this.#deps.config.rcptDeadlineMs);
+    const wait = new Wait();
+    this.#waits.add(wait);
+    const timer = setTimeout(() => wait.cut(), this.#deps.config.rcptDeadlineMs);
     try {
-      const answer = await this.#askNextHop(recipient, record, cut.signal);
+      const answer = await this.#askNextHop(recipient, record, wait);
       record.outcome = recipientResult(answer);
       record.reply = answer.code;
       return answer;
     } finally {
       clearTimeout(timer);
-      this.#asking.delete(cut);
+      this.#waits.delete(wait);
     }
   }
 
@@ -189,7 +189,7 @@ export class Transaction {
    */
   abort(): void {
     if (this.#state.name === 'ended') return;
-    for (const cut of this.#asking) cut.abort();
+    for (const wait of this.#waits) wait.cut();
     if (this.#state.name === 'body') {
       if (this.#state.fanOut.dotsSent) return;
       this.#giveUp({ reply: transactionAborted(), result: 'aborted' });
@@ -197,23 +197,17 @@ export class Transaction {
     this.#end(this.#resultWithoutData(), null, {});
   }
 
-  async #askNextHop(recipient: Recipient, record: RecipientRecord, cut: AbortSignal): Promise<Reply> {
+  async #askNextHop(recipient: Recipient, record: RecipientRecord, wait: Wait): Promise<Reply> {
     // Admission gives every recipient a domain; see upstream/admission.ts.
     const domain = recipient.mailbox.domain ?? this.#deps.config.hostname;
-    const found = await this.#deps.router.route(domain, cut).catch((error: unknown) => {
-      if (cut.aborted) return null;
-      throw error;
-    });
+    const found = await wait.for(this.#deps.router.route(domain));
     if (this.#state.name === 'ended') return transactionAborted();
-    if (found === null || cut.aborted) return dnsTemporary();
+    if (found === null) return dnsTemporary();
     if (found.kind !== 'next-hop') return replyToRoute(found);
     record.nextHop = found.nextHop.label;
     const leg = this.#legFor(found.nextHop);
-    const drop = () => leg.drop();
-    cut.addEventListener('abort', drop, { once: true });
-    const answer = await leg.addRecipient(recipient);
-    cut.removeEventListener('abort', drop);
-    return answer;
+    wait.onCut = () => leg.drop();
+    return await leg.addRecipient(recipient);
   }
 
   #legFor(nextHop: NextHop): Leg {
@@ -301,6 +295,26 @@ export class Transaction {
       ...extra,
       ms: Math.round(milliseconds),
     });
+  }
+}
+
+/** An RCPT's wait, which its deadline or the transaction's end may cut short. */
+class Wait {
+  onCut: () => void = () => {};
+  #isCut = false;
+
+  /** Null when the wait was cut first. */
+  async for<T>(work: Promise<T>): Promise<T | null> {
+    const cut = new Promise<null>((resolve) => {
+      this.onCut = () => resolve(null);
+    });
+    const done = await Promise.race([work, cut]);
+    return this.#isCut ? null : done;
+  }
+
+  cut(): void {
+    this.#isCut = true;
+    this.onCut();
   }
 }
 

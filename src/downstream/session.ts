@@ -3,12 +3,13 @@
 // smtp-connection does the connection's setup (greeting, EHLO, STARTTLS, AUTH) and splits replies off the stream.
 // Its send() bundles the envelope, DATA and restuffing, so this subclass talks to its queue of response actions
 // instead and writes wire bytes verbatim.
-// Owns its socket and one timer. A peer that stalls, closes, or talks nonsense makes the session `lost`: every
+// Owns its socket and one deadline. A peer that stalls, closes, or talks nonsense makes the session `lost`: every
 // exchange still open settles as lost, the socket is destroyed, and nothing here rejects or throws after open().
 import type { EventEmitter } from 'node:events';
 import type { Socket } from 'node:net';
 import { type ConnectionOptions, TLSSocket } from 'node:tls';
 import SMTPConnection from 'smtp-connection';
+import { Deadline } from '../deadline.ts';
 import { type Capabilities, NO_CAPABILITIES, parseCapabilities } from '../smtp/capabilities.ts';
 import { parseReply, type Reply } from '../smtp/reply.ts';
 import { END_OF_DATA } from '../smtp/wire.ts';
@@ -103,7 +104,9 @@ export class DownstreamSession extends Base {
   readonly #pending: Pending[] = [];
   #phase: ReplyPhase = 'greeting';
   #error: PeerError | null = null;
-  #timer: NodeJS.Timeout | null = null;
+  readonly #deadline = new Deadline(() =>
+    this._onError(new Error(`no reply in time (${this.#phase})`), 'ETIMEDOUT', false, 'CONN'),
+  );
   #corked = false;
   #onDrain: (() => void) | null = null;
 
@@ -150,7 +153,7 @@ export class DownstreamSession extends Base {
     try {
       await session.#connect();
       if (options.auth !== null) await session.#authenticate(options.auth);
-      session.#disarm();
+      session.#deadline.lift();
       return session;
     } catch (error) {
       session.abort();
@@ -236,7 +239,7 @@ export class DownstreamSession extends Base {
     if (last === null) this.write(END_OF_DATA);
     else this.write(last);
     for (const pending of this.#pending) pending.timeoutMs = ackTimeoutMs;
-    this.#arm();
+    this.#watch();
   }
 
   /** Destroys the socket at once: no QUIT, no RSET, no dot. */
@@ -282,7 +285,7 @@ export class DownstreamSession extends Base {
 
   #connect(): Promise<void> {
     return new Promise((resolve, reject) => {
-      this.#arm(this.#options.greetingTimeoutMs);
+      this.#deadline.set(this.#options.greetingTimeoutMs);
       this.once('end', () => reject(this.#openError()));
       this.connect((error) => {
         if (error !== undefined) return reject(this.#openError(error));
@@ -321,7 +324,7 @@ export class DownstreamSession extends Base {
     return new Promise((settle) => {
       this.#pending.push({ phase, timeoutMs, settle });
       this._responseActions.push((text) => this.#answer(text));
-      if (this.#pending.length === 1) this.#arm();
+      if (this.#pending.length === 1) this.#watch();
     });
   }
 
@@ -330,7 +333,7 @@ export class DownstreamSession extends Base {
     if (pending === undefined) return;
     const reply = parseReply(text);
     if (pending.phase !== null) this.#options.onReply(pending.phase, reply);
-    this.#arm();
+    this.#watch();
     if (reply !== null) return pending.settle({ kind: 'reply', reply });
     const lost: Lost = { kind: 'lost', cause: 'protocol', detail: 'malformed reply' };
     pending.settle(lost);
@@ -343,22 +346,14 @@ export class DownstreamSession extends Base {
 
   #enter(phase: ReplyPhase): void {
     this.#phase = phase;
-    this.#arm(this.#options.commandTimeoutMs);
+    this.#deadline.set(this.#options.commandTimeoutMs);
   }
 
-  /** (Re)starts the one timer: for the reply that is due next, or for `ms` while the session is being opened. */
-  #arm(ms = this.#pending[0]?.timeoutMs): void {
-    this.#disarm();
-    if (ms === undefined || ms >= NEVER_MS || this.lost !== null) return;
-    this.#timer = setTimeout(() => {
-      const error = new Error(`no reply within ${ms} ms`);
-      this._onError(error, 'ETIMEDOUT', false, 'CONN');
-    }, ms);
-  }
-
-  #disarm(): void {
-    if (this.#timer !== null) clearTimeout(this.#timer);
-    this.#timer = null;
+  /** Sets the deadline for the reply that is due next, if one is. */
+  #watch(): void {
+    const next = this.#pending[0];
+    if (next === undefined || next.timeoutMs === NEVER_MS || this.lost !== null) return this.#deadline.lift();
+    this.#deadline.set(next.timeoutMs);
   }
 
   #corkThisTick(): void {
@@ -382,7 +377,7 @@ export class DownstreamSession extends Base {
   #lose(lost: Lost): void {
     if (this.lost !== null) return;
     this.lost = lost;
-    this.#disarm();
+    this.#deadline.dispose();
     this.close();
     for (const { settle } of this.#pending.splice(0)) settle(lost);
     this.#settleDrain();

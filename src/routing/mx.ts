@@ -42,10 +42,8 @@ export type MxResult =
   | Readonly<{ kind: 'loop' }>;
 
 export type MxResolver = Readonly<{
-  /** `domain`: a name in any case, or an address literal in brackets. Rejects with the reason of `signal`. */
-  resolve: (domain: string, signal?: AbortSignal) => Promise<MxResult>;
-  /** Forgets all answers; queries under way are still answered, but not remembered. */
-  clear: () => void;
+  /** `domain`: a name in any case, or an address literal in brackets. Never rejects. */
+  resolve: (domain: string) => Promise<MxResult>;
 }>;
 
 export type MxDeps = Readonly<{
@@ -111,16 +109,16 @@ export function createMxResolver(deps: MxDeps): MxResolver {
     isOwn: deps.isOwn,
     isForbidden: (address) => forbiddenReason(address) !== null && !allowed.has(address),
   };
-  let cache = new Map<string, Cached>();
-  let underWay = new Map<string, Promise<Found>>();
+  const cache = new Map<string, Cached>();
+  const underWay = new Map<string, Promise<Found>>();
 
-  async function ask(domain: string, answers: Map<string, Cached>): Promise<Found> {
+  async function ask(domain: string): Promise<Found> {
     const { found, ttlMs } = await lookUp(domain, rules);
     if (ttlMs > 0) {
       // Deleted first, because a Map keeps the old place of a key, and the oldest one has to be the first.
-      answers.delete(domain);
-      answers.set(domain, { found, expiresAtMs: deps.now() + ttlMs });
-      if (answers.size > MAX_CACHED) answers.delete(answers.keys().next().value ?? '');
+      cache.delete(domain);
+      cache.set(domain, { found, expiresAtMs: deps.now() + ttlMs });
+      if (cache.size > MAX_CACHED) cache.delete(cache.keys().next().value ?? '');
     }
     return found;
   }
@@ -132,25 +130,16 @@ export function createMxResolver(deps: MxDeps): MxResolver {
     if (cached !== undefined && deps.now() < cached.expiresAtMs) return cached.found;
     const shared = underWay.get(domain);
     if (shared !== undefined) return await shared;
-    // clear() replaces the maps, so that what was asked before it can't get into the new ones.
-    const queries = underWay;
-    const query = ask(domain, cache).finally(() => queries.delete(domain));
-    queries.set(domain, query);
+    const query = ask(domain).finally(() => underWay.delete(domain));
+    underWay.set(domain, query);
     return await query;
   }
 
   return {
-    async resolve(domain, signal) {
-      signal?.throwIfAborted();
-      const found = domain.startsWith('[')
-        ? resolveLiteral(domain, rules)
-        : await unlessAborted(find(domain), signal);
+    async resolve(domain) {
+      const found = domain.startsWith('[') ? resolveLiteral(domain, rules) : await find(domain);
       if (found.kind !== 'hosts') return found;
       return { kind: 'hosts', candidates: inOrder(found.hosts, deps.random) };
-    },
-    clear() {
-      cache = new Map();
-      underWay = new Map();
     },
   };
 }
@@ -326,14 +315,4 @@ function negative(found: Found): Lookup {
 
 function temporary(reason: string): Lookup {
   return { found: { kind: 'temporary', reason }, ttlMs: TEMPORARY_TTL_MS };
-}
-
-/** Settles with `work`, or rejects with the reason of `signal`; `work` goes on for those who share it. */
-function unlessAborted<T>(work: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
-  if (signal === undefined) return work;
-  return new Promise((resolve, reject) => {
-    const onAbort = () => reject(signal.reason);
-    signal.addEventListener('abort', onAbort, { once: true });
-    void work.then(resolve, reject).finally(() => signal.removeEventListener('abort', onAbort));
-  });
 }

@@ -1,7 +1,7 @@
 // Where a recipient's mail goes: the operator's --route patterns over the domain, then MX or the servers named there.
 // A static next hop is the operator's word: nothing about it is looked up or filtered here.
 // Recipients share a leg by the key of their next hop, which stands for the servers and not for the domain.
-// Everything that isn't a next hop is an outcome, passed on from the MX resolver; rejects as that does.
+// Everything that isn't a next hop is an outcome, passed on from the MX resolver.
 
 import { createHash } from 'node:crypto';
 import { isIP } from 'node:net';
@@ -38,8 +38,8 @@ export type RouteResult =
   | Readonly<{ kind: 'no-route' }>;
 
 export type Router = Readonly<{
-  /** `domain`: lower-case A-labels, or an address literal in brackets. Rejects with the reason of `signal`. */
-  route: (domain: string, signal?: AbortSignal) => Promise<RouteResult>;
+  /** `domain`: lower-case A-labels, or an address literal in brackets. Never rejects. */
+  route: (domain: string) => Promise<RouteResult>;
 }>;
 
 export type RouterDeps = Readonly<{
@@ -61,12 +61,12 @@ export function createRouter(deps: RouterDeps): Router {
     ]),
   );
   return {
-    async route(domain, signal) {
+    async route(domain) {
       const pattern = patternsFor(domain).find((candidate) => targets.has(candidate));
       const target = pattern === undefined ? undefined : targets.get(pattern);
       if (target === undefined) return { kind: 'no-route' };
       if (target !== 'mx') return { kind: 'next-hop', nextHop: target };
-      const found = await deps.mx.resolve(domain, signal);
+      const found = await deps.mx.resolve(domain);
       if (found.kind !== 'hosts') return found;
       return { kind: 'next-hop', nextHop: mxNextHop(found.candidates, deps) };
     },

@@ -176,13 +176,11 @@ const LABEL = /^[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?$/;
 
 /** A-labels in lower case; null for what is no domain name. */
 function normalDomain(text: string): string | null {
-  const lower = text.toLowerCase();
-  const domain = domainToASCII(lower);
-  // What the URL rules change in an ASCII name is no name but an address in disguise (`0x7f.1`).
-  if (!NON_ASCII.test(lower) && domain !== lower) return null;
+  const domain = domainToASCII(text.toLowerCase());
   if (domain.length > MAX_DOMAIN_OCTETS) return null;
   const labels = domain.split('.');
-  // RFC 3696 §2: a top-level label is not all digits; `user@127.0.0.1` is an address without its brackets.
+  // RFC 3696 §2: a top-level label is not all digits. It would be an address without its brackets (`user@127.0.0.1`),
+  // in whatever disguise: domainToASCII makes 127.0.0.1 of `0x7f.1` too.
   if (!labels.every((label) => LABEL.test(label)) || /^\d+$/.test(labels.at(-1)!)) return null;
   return domain;
 }

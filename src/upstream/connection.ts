@@ -3,7 +3,7 @@
 // smtp-server's connection does the socket's life, the greeting and STARTTLS; every command that matters is answered
 // here, since the library's replies, address rules and immediate 354 are not ours. RCPTs that the upstream pipelines
 // are worked on concurrently and answered in order (RFC 2920 §3.2).
-// Owns one timer: how long the upstream may take for its next command or its next body bytes. Bytes of a command that
+// Owns one deadline: how long the upstream may take for its next command or its next body bytes. Bytes of a command that
 // never ends don't reset it. Every end of the connection aborts the transaction.
 import type { Socket } from 'node:net';
 import { TLSSocket } from 'node:tls';
@@ -13,6 +13,7 @@ import { SMTPConnection, type SMTPConnectionOptions } from 'smtp-server/lib/smtp
 import type { Config } from '../config.ts';
 import type { Recipient, Sender } from '../cut-through/leg.ts';
 import type { Transaction } from '../cut-through/transaction.ts';
+import { Deadline } from '../deadline.ts';
 import { classLabel, type Metrics } from '../metrics.ts';
 import { decodeCommandLine, parseMail, parseRcpt } from '../smtp/address.ts';
 import * as replies from '../smtp/reply.ts';
@@ -75,7 +76,7 @@ export class UpstreamConnection extends SMTPConnection {
   /** Replies due to pipelined RCPTs, in the order of the commands. */
   readonly #slots: Slot[] = [];
   #onSlotsEmpty: Resume | null = null;
-  #timer: NodeJS.Timeout | null = null;
+  readonly #patience = new Deadline(() => this.#onImpatient());
   #transaction: Transaction | null = null;
   #draining = false;
   /** After a refused DATA the next lines may be a body that was sent regardless. */
@@ -169,7 +170,7 @@ export class UpstreamConnection extends SMTPConnection {
   override _onCommand(line: Buffer, resume: Resume = () => {}): void {
     if (this._upgrading || this._closing) return resume();
     if (!this._ready) return this.#onEarlyCommand(line, resume);
-    this.#stopTimer();
+    this.#patience.lift();
     const text = decodeCommandLine(line);
     const verb = text === null ? '' : (/^[A-Za-z]+/.exec(text)?.[0] ?? '').toUpperCase();
     const next = () => this.#nextCommand(resume);
@@ -287,7 +288,7 @@ export class UpstreamConnection extends SMTPConnection {
         const { end, ready } = transaction.push(chunk);
         if (ready === null) return { end, ready };
         // The upstream is not idle while we don't read.
-        this.#stopTimer();
+        this.#patience.lift();
         return { end, ready: ready.then(() => this.#awaitUpstream()) };
       },
       end: (resume) => void this.#onEndOfData(transaction, resume),
@@ -305,7 +306,7 @@ export class UpstreamConnection extends SMTPConnection {
   }
 
   async #onEndOfData(transaction: Transaction, resume: Resume): Promise<void> {
-    this.#stopTimer();
+    this.#patience.lift();
     const reply = await transaction.finish().catch((error: unknown) => this.#bug(error));
     this.#transaction = null;
     if (this._closing || this._closed) return;
@@ -388,17 +389,12 @@ export class UpstreamConnection extends SMTPConnection {
   // ---- ends ----
 
   #awaitUpstream(): void {
-    if (this._closing || this._closed) return;
-    if (this.#timer !== null) return void this.#timer.refresh();
-    this.#timer = setTimeout(() => {
-      if (this._upgrading) this._socket.destroy();
-      else this.#say('', replies.timeout());
-    }, this.#context.config.idleTimeoutMs);
+    if (!this._closing && !this._closed) this.#patience.set(this.#context.config.idleTimeoutMs);
   }
 
-  #stopTimer(): void {
-    if (this.#timer !== null) clearTimeout(this.#timer);
-    this.#timer = null;
+  #onImpatient(): void {
+    if (this._upgrading) this._socket.destroy();
+    else this.#say('', replies.timeout());
   }
 
   #endTransaction(): void {
@@ -409,7 +405,7 @@ export class UpstreamConnection extends SMTPConnection {
   #release(): void {
     if (this.#released) return;
     this.#released = true;
-    this.#stopTimer();
+    this.#patience.dispose();
     this.#slots.length = 0;
     this.#onSlotsEmpty = null;
     this.#beforeGreeting = null;

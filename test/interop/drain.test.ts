@@ -38,22 +38,22 @@ it('delivers, when SIGTERM comes in the middle of 10 busy sessions, exactly what
   expect(proxy.log.at(-1)?.event).toBe('stopped');
 });
 
-it('exits 0 when SIGTERM comes while smtp-source is sending, having delivered what smtp-source counts', async (context) => {
+it('exits 0 when SIGTERM comes while smtp-source is sending, having lost nothing but what was under way', async (context) => {
   await needTools(context, 'smtp-source', 'smtp-sink');
   const sink = await SmtpSink.start();
   const proxy = await Program.start(['--route', `*=${sink.url}`]);
-  // -c prints the number of messages that were answered 250.
+  // -c prints how many DATA commands were answered 354.
   const load = ['-c', '-d', '-N', '-m', '100000', '-s', `${SESSIONS}`, '-l', '4096', '-t', 'u@a.example'];
   const source = start('smtp-source', [...load, proxy.address()]);
   const output = collect(source);
   const counted = () => Number([...output().matchAll(/(\d+)\r/g)].at(-1)?.[1] ?? 0);
   await until(() => counted() >= 200, 20_000);
   expect(await proxy.stop()).toBe(0);
-  // It gives up at the first 421, so replies to its other sessions may be on their way uncounted.
+  // It gives up at the first 421, in the middle of what its other sessions are doing.
   await until(() => source.exitCode !== null, 10_000);
   const delivered = (await sink.messages()).length;
-  expect(delivered).toBeGreaterThanOrEqual(counted());
-  expect(delivered).toBeLessThanOrEqual(counted() + SESSIONS);
+  expect(delivered).toBeLessThanOrEqual(counted());
+  expect(delivered).toBeGreaterThanOrEqual(counted() - SESSIONS);
   const { length } = proxy.transactions().filter((line) => line.result === 'delivered');
   expect(delivered).toBe(length);
 });

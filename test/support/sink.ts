@@ -23,6 +23,8 @@ export type SinkOptions = {
   stopReadingAfter?: number;
   host?: string;
   port?: number;
+  /** Sees what goes over a session's wire as it goes; `closed` is its end, whoever ended it. */
+  onWire?: (session: SinkSession, what: 'read' | 'written' | 'closed', text: string) => void;
 };
 
 export type SinkEvent = { at: number; what: string };
@@ -97,6 +99,7 @@ export class Sink {
     socket.on('error', () => {});
     socket.on('close', () => {
       session.closed = true;
+      this.#options.onWire?.(session, 'closed', '');
     });
     let buffer = Buffer.alloc(0);
     let inBody = false;
@@ -173,15 +176,17 @@ export class Sink {
         case 'RSET':
           mail = '';
           rcpts = [];
-          return void socket.write('250 2.0.0 ok\r\n');
+          return this.#write(session, '250 2.0.0 ok');
         case 'QUIT':
-          return void socket.end('221 2.0.0 bye\r\n');
+          this.#write(session, '221 2.0.0 bye');
+          return void socket.end();
         default:
-          return void socket.write('250 2.0.0 ok\r\n');
+          return this.#write(session, '250 2.0.0 ok');
       }
     };
 
     socket.on('data', (chunk) => {
+      this.#options.onWire?.(session, 'read', chunk.toString('latin1'));
       session.raw = Buffer.concat([session.raw, chunk]);
       buffer = Buffer.concat([buffer, chunk]);
       for (;;) {
@@ -212,7 +217,7 @@ export class Sink {
     const { socket } = session;
     if (session.stuck) return null;
     if (typeof act === 'string') {
-      if (act !== '') socket.write(`${act.split('\n').join('\r\n')}\r\n`);
+      if (act !== '') this.#write(session, act);
       return act;
     }
     switch (act.act) {
@@ -248,6 +253,12 @@ export class Sink {
         return typeof act.next === 'string' ? act.next : null;
       }
     }
+  }
+
+  #write(session: SinkSession, reply: string): void {
+    const text = `${reply.split('\n').join('\r\n')}\r\n`;
+    this.#options.onWire?.(session, 'written', text);
+    session.socket.write(text);
   }
 
   #every(ms: number, action: () => void): void {

@@ -2,6 +2,10 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { HeaderScanner, protocolKeyword, type ReceivedFacts, receivedLine } from '../../src/smtp/received.ts';
 
+const codePoint = fc.oneof(fc.nat(0x7f), fc.nat(0x9f), fc.nat(0x10ffff));
+/** Control characters, surrogates and all; fast-check's own unit for that takes a second to build. */
+const anyCharacter = codePoint.map((point) => String.fromCodePoint(point));
+
 const FACTS: ReceivedFacts = {
   helo: 'client.example',
   clientAddress: '192.0.2.7',
@@ -63,6 +67,7 @@ describe('receivedLine', () => {
     ['a)(b\\c;d<e>"', 'from a__b_c_d_e__ '],
     ['x\r\nSubject: forged', 'from x__Subject:_forged '],
     ['b\u00fccher', 'from b_cher '],
+    ['x'.repeat(300), `from ${'x'.repeat(255)}\r\n`],
   ])('makes the EHLO argument %j harmless', (helo, written) => {
     expect(line({ helo })).toContain(written);
   });
@@ -72,7 +77,7 @@ describe('receivedLine', () => {
   });
 
   it('is one field of short lines whatever the client says', () => {
-    const text = fc.string({ unit: 'binary', maxLength: 2_000 });
+    const text = fc.string({ unit: anyCharacter, maxLength: 400 });
     fc.assert(
       fc.property(text, text, fc.option(text), text, (helo, clientAddress, clientName, cipher) => {
         const written = line({ helo, clientAddress, clientName, tls: { version: 'TLSv1.2', cipher } });
