@@ -1,7 +1,6 @@
 // The built program against other people's: postfix's smtp-source and smtp-sink, swaks, openssl, strace.
 import { defineConfig } from 'vitest/config';
 
-// biome-ignore lint/style/noDefaultExport: it is what vitest reads.
 export default defineConfig({
   test: {
     include: ['test/interop/**/*.test.ts'],

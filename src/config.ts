@@ -30,9 +30,9 @@ export type { ListenAddress, TlsPolicy } from './option-kinds.ts';
 export type { Options } from './options.ts';
 export type { Route, StaticHost } from './route-option.ts';
 
-export type Mode = 'cut-through' | 'fast-path' | 'spool';
-export type Fallback = 'none' | 'fast-path' | 'spool';
-export type MixedPolicy = 'fail' | 'split' | 'spool';
+type Mode = 'cut-through' | 'fast-path' | 'spool';
+type Fallback = 'none' | 'fast-path' | 'spool';
+type MixedPolicy = 'fail' | 'split' | 'spool';
 
 export type Config = Readonly<{
   mode: Mode;

@@ -8,7 +8,7 @@ const SECONDS = [
 const OCTETS = [1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144].map((kib) => kib * 1024);
 
 export type TransactionResult = 'delivered' | 'rejected' | 'deferred' | 'mixed' | 'aborted';
-export type RecipientResult = 'accepted' | 'rejected' | 'deferred';
+
 export type DurationPhase = 'connect' | 'mail' | 'rcpt' | 'data' | 'body' | 'dot';
 
 export type Metrics = ReturnType<typeof createMetrics>;

@@ -8,7 +8,7 @@ import type { HopHost, NextHop, RouteResult } from './routing/routes.ts';
 import { type Mailbox, parseRcpt } from './smtp/address.ts';
 import { formatReply } from './smtp/reply.ts';
 
-export type HostReport = Readonly<{
+type HostReport = Readonly<{
   host: string;
   address: string | null;
   port: number;
@@ -22,7 +22,7 @@ export type HostReport = Readonly<{
   rcpt: string | null;
 }>;
 
-export type ProbeReport = Readonly<{
+type ProbeReport = Readonly<{
   address: string;
   route: string;
   mx: readonly Readonly<{ preference: number; host: string; address: string }>[];

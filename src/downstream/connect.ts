@@ -12,7 +12,7 @@ import { replyClass } from '../smtp/reply.ts';
 import { DownstreamSession, OpenError, type ReplyPhase, type SessionOptions } from './session.ts';
 
 /** The `result` label of cutthrough_downstream_connect_attempts_total. */
-export type ConnectResult = 'ok' | 'refused' | 'timeout' | 'dns' | 'tls' | 'greeting';
+type ConnectResult = 'ok' | 'refused' | 'timeout' | 'dns' | 'tls' | 'greeting';
 
 export type Opened =
   | Readonly<{ kind: 'open'; session: DownstreamSession; host: HopHost; attempts: number }>

@@ -15,7 +15,7 @@ import { parseReply, type Reply } from '../smtp/reply.ts';
 import { END_OF_DATA } from '../smtp/wire.ts';
 
 /** The members of smtp-connection's class (nodemailer 10.6.1) that this subclass stands on; see its contract test. */
-export interface SmtpConnectionInternals {
+interface SmtpConnectionInternals {
   _socket: Socket | false;
   /** Called in order, one for each whole reply (lines joined by "\n"). */
   _responseActions: Array<(reply: string) => void>;

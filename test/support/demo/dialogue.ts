@@ -33,7 +33,7 @@ export class Recording {
     this.#stopped = true;
   }
 
-  /** The place of the nth matching moment in the order of events, -1 where there is none. */
+  /** The place of the first match in the order of events, -1 where there is none. */
   find(side: Side, kind: Moment['kind'], matches: (moment: Moment) => boolean = () => true): number {
     return this.moments.findIndex((each) => each.side === side && each.kind === kind && matches(each));
   }
@@ -83,7 +83,7 @@ export class Dialogue {
     for (let end = endOfReply(this.#replies); end !== -1; end = endOfReply(this.#replies)) {
       const lines = this.#replies.slice(0, end - 2).split('\r\n');
       this.#replies = this.#replies.slice(end);
-      const more = lines.length > 1 ? ` (${lines.length} lines)` : '';
+      const more = lines.length > 1 ? ` +${lines.length - 1} lines` : '';
       const reply = `${lines[0]!.replace(/^(\d{3})-/, '$1 ')}${more}`;
       const to = this.#open.shift() ?? '';
       this.#say({ kind: 'reply', text: reply, to });
@@ -95,7 +95,7 @@ export class Dialogue {
   }
 
   closed(): void {
-    this.#say({ kind: 'closed', text: this.#inBody ? 'cut off, without a dot' : 'connection closed' });
+    this.#say({ kind: 'closed', text: this.#inBody ? 'connection gone, without dot' : 'connection gone' });
   }
 
   /** @returns what follows the end of the body */

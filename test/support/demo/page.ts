@@ -2,12 +2,12 @@
 // terminal; one colour for each peer on one. At most WIDTH columns.
 import type { Moment, Recording, Side } from './dialogue.ts';
 
-const WIDTH = 106;
+const WIDTH = 108;
 const TIME_COLUMNS = 6;
 const LANES: ReadonlyArray<Readonly<{ side: Side; title: string; columns: number; colour: Colour }>> = [
-  { side: 'upstream', title: 'client', columns: 33, colour: 'cyan' },
-  { side: 'alpha', title: 'mx.alpha.example', columns: 29, colour: 'yellow' },
-  { side: 'beta', title: 'mx.beta.example', columns: 29, colour: 'magenta' },
+  { side: 'upstream', title: 'client', columns: 31, colour: 'cyan' },
+  { side: 'alpha', title: 'mx.alpha.example', columns: 31, colour: 'yellow' },
+  { side: 'beta', title: 'mx.beta.example', columns: 31, colour: 'magenta' },
 ];
 
 /** SGR parameters that begin and end it. */
@@ -57,8 +57,7 @@ export function findings(all: readonly Finding[]): void {
   print('');
   for (const { holds, claim, figures } of all) {
     const mark = holds ? paint('✓', 'green') : paint('✗', 'red', 'bold');
-    const lines = wrap(`${claim}: ${figures}`, WIDTH - 3);
-    print(...lines.map((line, index) => ` ${index === 0 ? mark : ' '} ${line}`));
+    print(` ${mark} ${claim}`, ...wrap(figures, WIDTH - 3).map((line) => `   ${paint(line, 'dim')}`));
   }
 }
 
@@ -120,7 +119,7 @@ const ARROWS: Readonly<Record<Moment['kind'], string>> = {
 };
 
 function textOf(moment: Moment): string {
-  if (moment.kind === 'body') return `… ${moment.octets} octets of body`;
+  if (moment.kind === 'body') return `${moment.octets} octets of body`;
   return moment.kind === 'dot' ? '.  (final dot)' : moment.text;
 }
 
@@ -156,7 +155,8 @@ export function table(heads: readonly string[], rows: readonly (readonly string[
 
 function wrap(text: string, columns: number): readonly string[] {
   const lines: string[] = [''];
-  for (const word of text.split(' ')) {
+  // A number stays with its unit.
+  for (const word of text.split(/ (?!ms\b)/)) {
     const line = lines.at(-1)!;
     if (line !== '' && line.length + 1 + word.length > columns) lines.push(word);
     else lines[lines.length - 1] = line === '' ? word : `${line} ${word}`;

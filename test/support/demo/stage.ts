@@ -15,6 +15,8 @@ const PORT_TRIES = 10;
 /** The mail servers' addresses. One port serves all MX hosts, so they must differ. */
 const ADDRESSES = { alpha: '127.0.0.2', beta: '127.0.0.3' } as const;
 
+const OFFERS = '250-PIPELINING\n250-8BITMIME\n250-SMTPUTF8\n250 ENHANCEDSTATUSCODES';
+
 type Server = keyof typeof ADDRESSES;
 type Servers = Record<Server, Sink>;
 type Script = NonNullable<SinkOptions['script']>;
@@ -27,6 +29,7 @@ export class Stage {
   #dns: DnsServer | null = null;
   #proxy: ChildProcess | null = null;
   #addresses = { listen: '', http: '' };
+  #struck: Promise<number | null> | null = null;
 
   get pid(): number {
     return this.#proxy!.pid!;
@@ -67,11 +70,9 @@ export class Stage {
     return client;
   }
 
-  /** Ends beta, and starts it again with another script, or not at all. */
-  async replaceBeta(script: Script | null): Promise<void> {
-    const { port } = this.servers.beta;
+  /** From here on beta's next hop refuses connections. */
+  async closeBeta(): Promise<void> {
     await this.servers.beta.close();
-    if (script !== null) this.servers.beta = await this.#start('beta', script, port);
   }
 
   /** Every counter of ours that /metrics tells, by name and labels as Prometheus writes them. */
@@ -79,7 +80,9 @@ export class Stage {
     const response = await fetch(`http://${this.#addresses.http}/metrics`);
     const lines = (await response.text()).split('\n');
     const names = new Set(lines.flatMap((line) => /^# TYPE (cutthrough_\w+) counter$/.exec(line)?.[1] ?? []));
-    const samples = lines.map((line) => /^(\w+)(\{.*\})? (\S+)$/.exec(line)).filter((match) => match !== null);
+    const samples = lines
+      .map((line) => /^(\w+)(\{.*\})? (\S+)$/.exec(line))
+      .filter((match) => match !== null);
     return new Map(
       samples
         .filter(([, name]) => names.has(name!))
@@ -87,8 +90,13 @@ export class Stage {
     );
   }
 
-  /** Ends everything. Gives the proxy's exit code, null where it had to be killed or was never started. */
+  /** Ends everything. Gives the proxy's exit code, null where a signal ended it or it was never started. */
   async strike(): Promise<number | null> {
+    this.#struck ??= this.#strike();
+    return await this.#struck;
+  }
+
+  async #strike(): Promise<number | null> {
     const exitCode = await this.#stopProxy();
     await Promise.all([...Object.values(this.servers ?? {}).map((each) => each.close()), this.#dns?.close()]);
     return exitCode;
@@ -117,7 +125,11 @@ export class Stage {
     return await Sink.start({
       host: this.byMx ? ADDRESSES[name] : '127.0.0.1',
       port,
-      script: { greeting: `220 mx.${name}.example ESMTP`, ...script },
+      script: {
+        greeting: `220 mx.${name}.example ESMTP`,
+        ehlo: `250-mx.${name}.example\n${OFFERS}`,
+        ...script,
+      },
       onWire: (session, what, text) => {
         const dialogue = dialogues.get(session) ?? this.recording.dialogue(name satisfies Side);
         dialogues.set(session, dialogue);
@@ -175,7 +187,7 @@ class RecordedClient extends Client {
 }
 
 /** Whether `condition` comes to hold within `timeoutMs`. */
-export async function eventually(condition: () => boolean, timeoutMs = 3_000): Promise<boolean> {
+export async function eventually(condition: () => boolean, timeoutMs = 2_000): Promise<boolean> {
   const end = performance.now() + timeoutMs;
   while (!condition()) {
     if (performance.now() > end) return false;

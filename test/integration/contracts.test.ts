@@ -1,0 +1,125 @@
+// What this project relies on inside its libraries. A failure here after an update says which of our subclasses to read
+// again, before mail does.
+import { readFileSync } from 'node:fs';
+import { createRequire } from 'node:module';
+import net from 'node:net';
+import SMTPConnection from 'smtp-connection';
+import { SMTPServer } from 'smtp-server';
+import { SMTPConnection as ServerConnection } from 'smtp-server/lib/smtp-connection.js';
+import { SMTPStream } from 'smtp-server/lib/smtp-stream.js';
+import { afterEach, describe, expect, it } from 'vitest';
+import { Sink } from '../support/sink.ts';
+
+const require = createRequire(import.meta.url);
+const prototypeOf = (type: unknown) => (type as { prototype: Record<string, unknown> }).prototype;
+
+describe('versions', () => {
+  it('loads the nodemailer that package.json names under smtp-connection, and no other', () => {
+    const wanted = JSON.parse(
+      readFileSync(new URL('../../package.json', import.meta.url), 'utf8'),
+    ).dependencies;
+    const from = createRequire(require.resolve('smtp-connection'));
+    expect(from('nodemailer/package.json').version).toBe(wanted.nodemailer);
+    expect(from('nodemailer/lib/smtp-connection')).toBe(SMTPConnection);
+    expect(require('smtp-server/package.json').version).toBe(wanted['smtp-server']);
+    expect(require('smtp-connection/package.json').version).toBe(wanted['smtp-connection']);
+  });
+});
+
+describe('smtp-connection', () => {
+  let sink: Sink | null = null;
+  afterEach(async () => {
+    await sink?.close();
+    sink = null;
+  });
+
+  it.each([
+    'connect',
+    'login',
+    'close',
+    '_sendCommand',
+    '_onError',
+    '_actionGreeting',
+    '_actionEHLO',
+    '_actionHELO',
+    '_actionSTARTTLS',
+  ])('has the method %s', (method) => {
+    expect(typeof prototypeOf(SMTPConnection)[method]).toBe('function');
+  });
+
+  it('hands whole replies to its response actions in order, lines joined by LF, and destroys its socket at close', async () => {
+    sink = await Sink.start({ script: { mail: '250-2.1.0 one\n250 2.1.0 two', rcpt: '550 5.1.1 no' } });
+    const socket = net.connect(sink.port, '127.0.0.1');
+    await new Promise((resolve) => socket.once('connect', resolve));
+    const connection = new (SMTPConnection as unknown as new (options: object) => Record<string, never>)({
+      connection: socket,
+      socketCloseTimeout: 0,
+      ignoreTLS: true,
+      logger: false,
+    }) as unknown as {
+      _socket: net.Socket;
+      _responseActions: ((text: string) => void)[];
+      _ehloLines: string[];
+      _sendCommand(line: string): void;
+      connect(done: () => void): void;
+      close(): void;
+      on(event: string, listener: () => void): void;
+    };
+    connection.on('error', () => {});
+    await new Promise<void>((resolve) => connection.connect(resolve));
+    expect(connection._socket).toBe(socket);
+    expect(connection._ehloLines).toContain('PIPELINING');
+    const replies = await new Promise<string[]>((resolve) => {
+      const got: string[] = [];
+      const take = (text: string) => {
+        if (got.push(text) === 2) resolve(got);
+      };
+      connection._responseActions.push(take, take);
+      connection._sendCommand('MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>');
+    });
+    expect(replies).toEqual(['250-2.1.0 one\n250 2.1.0 two', '550 5.1.1 no']);
+    connection.close();
+    expect(socket.destroyed).toBe(true);
+  });
+});
+
+describe('smtp-server', () => {
+  it.each(['connect', 'listen', 'updateSecureContext'])('the server has %s', (method) => {
+    expect(typeof prototypeOf(SMTPServer)[method]).toBe('function');
+  });
+
+  it.each([
+    'init',
+    'connectionReady',
+    'close',
+    'upgrade',
+    '_sendGreeting',
+    '_createParser',
+    '_setListeners',
+    '_armTimeout',
+    '_onClose',
+    '_onCommand',
+    '_whenWritable',
+  ])('the connection has %s', (method) => {
+    expect(typeof prototypeOf(ServerConnection)[method]).toBe('function');
+  });
+
+  it.each(['_write', '_flushData'])('the parser has %s', (method) => {
+    expect(typeof prototypeOf(SMTPStream)[method]).toBe('function');
+  });
+
+  it('builds its parser through _createParser, from within its constructor', () => {
+    const built: unknown[] = [];
+    class Connection extends ServerConnection {
+      override _createParser() {
+        const parser = super._createParser();
+        built.push(parser);
+        return parser;
+      }
+    }
+    const server = new SMTPServer({ disabledCommands: ['AUTH', 'STARTTLS'], logger: false });
+    const connection = new Connection(server, new net.Socket());
+    expect(built).toEqual([connection._parser]);
+    connection._socket.destroy();
+  });
+});
