@@ -82,6 +82,7 @@ class RunningProxy implements Proxy {
   #connections = 0;
   #sessions = 0;
   #draining = false;
+  #onIdle: (() => void) | null = null;
 
   constructor(config: Config, log: Logger) {
     this.#first = config;
@@ -128,9 +129,27 @@ class RunningProxy implements Proxy {
     this.#draining = true;
     const timeoutMs = options.drainTimeoutMs ?? this.#config.drainTimeoutMs;
     const listening = this.#listeners.filter((listener) => listener.server.listening);
-    await Promise.all(listening.map((listener) => listener.drain(timeoutMs)));
+    const timer = setTimeout(() => this.#cutOff(), timeoutMs);
+    // A transaction can outlive its upstream session: once the dots are out its verdict is waited for, and logged.
+    await Promise.all([...listening.map((listener) => listener.drain()), this.#withoutTransactions()]);
+    clearTimeout(timer);
     await Promise.all(this.#ending);
     await this.#http?.close();
+  }
+
+  #cutOff(): void {
+    for (const transaction of this.#transactions) transaction.cutOff();
+    // Those that waited for the dots' answers have their verdict now, and their session gets it before the end.
+    setImmediate(() => {
+      for (const listener of this.#listeners) listener.cutOff();
+    });
+  }
+
+  #withoutTransactions(): Promise<void> {
+    if (this.#transactions.size === 0) return Promise.resolve();
+    return new Promise((resolve) => {
+      this.#onIdle = resolve;
+    });
   }
 
   get #config(): Config {
@@ -204,7 +223,10 @@ class RunningProxy implements Proxy {
       newId: () => this.#newId(),
       received: (id, only) => received(config, sender, client, id, only),
       overloaded: () => this.#overloaded(config),
-      onEnd: (ended) => this.#transactions.delete(ended),
+      onEnd: (ended) => {
+        this.#transactions.delete(ended);
+        if (this.#transactions.size === 0) this.#onIdle?.();
+      },
       leg: {
         now: () => performance.now(),
         onPhase: (phase, seconds) => metrics.phaseDuration.observe({ phase }, seconds),

@@ -197,6 +197,11 @@ export class Transaction {
     this.#end(this.#resultWithoutData(), null, {});
   }
 
+  /** Waits for nobody any more: every leg is dropped, and what is not known by now stays unknown. */
+  cutOff(): void {
+    for (const leg of this.#legs.values()) leg.drop();
+  }
+
   async #askNextHop(recipient: Recipient, record: RecipientRecord, wait: Wait): Promise<Reply> {
     // Admission gives every recipient a domain; see upstream/admission.ts.
     const domain = recipient.mailbox.domain ?? this.#deps.config.hostname;

@@ -1,5 +1,5 @@
 // One `--listen` address: smtp-server's server, building our own connections.
-// Owns the listening socket and the set of its sessions; close() drains them.
+// Owns the listening socket and the set of its sessions; drain() waits for them.
 import { once } from 'node:events';
 import type { AddressInfo, Socket } from 'node:net';
 import { SMTPServer } from 'smtp-server';
@@ -71,15 +71,16 @@ export class Listener extends SMTPServer {
     connection.init();
   }
 
-  /** Stops accepting, tells idle sessions, and waits for the others; after `timeoutMs` they are cut off. */
-  async drain(timeoutMs: number): Promise<void> {
+  /** Stops accepting and tells the sessions; settles when the last one is gone. */
+  async drain(): Promise<void> {
     const closed = new Promise<void>((resolve) => this.server.close(() => resolve()));
     for (const pending of this._pendingSockets.values()) pending.destroy();
     for (const session of this.sessions) session.drain();
-    const timer = setTimeout(() => {
-      for (const session of this.sessions) session.destroy();
-    }, timeoutMs);
     await closed;
-    clearTimeout(timer);
+  }
+
+  /** Ends every session that is left. */
+  cutOff(): void {
+    for (const session of this.sessions) session.destroy();
   }
 }
