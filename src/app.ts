@@ -6,6 +6,7 @@ import { readFile } from 'node:fs/promises';
 import { isIP } from 'node:net';
 import { networkInterfaces } from 'node:os';
 import { performance } from 'node:perf_hooks';
+import { createSecureContext } from 'node:tls';
 import type { Logger } from 'pino';
 import { type Config, type Options, parseConfig } from './config.ts';
 import type { Recipient, Sender } from './cut-through/leg.ts';
@@ -82,6 +83,7 @@ class RunningProxy implements Proxy {
   #connections = 0;
   #sessions = 0;
   #draining = false;
+  #closed: Promise<void> | null = null;
   #onIdle: (() => void) | null = null;
 
   constructor(config: Config, log: Logger) {
@@ -102,8 +104,7 @@ class RunningProxy implements Proxy {
     this.#generation = await this.#generationOf(config);
     const { certificate } = this.#generation;
     this.#listeners = config.listen.map(
-      (address) =>
-        new Listener(address, config.hostname, certificate, (listener) => this.#contextOf(listener)),
+      (address) => new Listener(address, config, certificate, (listener) => this.#contextOf(listener)),
     );
     try {
       for (const listener of this.#listeners) await listener.start();
@@ -125,7 +126,12 @@ class RunningProxy implements Proxy {
     if (certificate !== null) for (const listener of this.#listeners) listener.useCertificate(certificate);
   }
 
-  async close(options: { drainTimeoutMs?: number } = {}): Promise<void> {
+  close(options: { drainTimeoutMs?: number } = {}): Promise<void> {
+    this.#closed ??= this.#close(options);
+    return this.#closed;
+  }
+
+  async #close(options: { drainTimeoutMs?: number }): Promise<void> {
     this.#draining = true;
     const timeoutMs = options.drainTimeoutMs ?? this.#config.drainTimeoutMs;
     const listening = this.#listeners.filter((listener) => listener.server.listening);
@@ -162,6 +168,8 @@ class RunningProxy implements Proxy {
       config.tlsCert === null || config.tlsKey === null
         ? null
         : { cert: await readFile(config.tlsCert), key: await readFile(config.tlsKey) };
+    // A pair that doesn't fit must be found out before any listener has taken it.
+    if (certificate !== null) createSecureContext(certificate);
     return { config, admission: createAdmission(config), router, certificate };
   }
 
@@ -198,7 +206,7 @@ class RunningProxy implements Proxy {
       metrics,
       log: this.#log,
       startTls: certificate !== null && listener.address.protocol === 'smtp',
-      offersDsn: () => this.#offersDsn(config),
+      offersDsn: () => this.#offersDsn(generation.router),
       newTransaction: (sender, client) => this.#newTransaction(generation, pool, sender, client),
       hasRoom: () => this.#connections <= config.maxConnections,
       onClosed: () => {
@@ -253,9 +261,8 @@ class RunningProxy implements Proxy {
   }
 
   /** DSN is promised only where every next hop is known to take it: all static, each seen to offer it. */
-  #offersDsn(config: Config): boolean {
-    if (config.routes.some(({ nextHop }) => nextHop.kind === 'mx')) return false;
-    return this.#dsn.size > 0 && [...this.#dsn.values()].every((offered) => offered);
+  #offersDsn({ nextHops }: Router): boolean {
+    return nextHops?.every(({ key }) => this.#dsn.get(key) === true) ?? false;
   }
 
   #unsentBytes(): number {

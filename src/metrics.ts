@@ -48,7 +48,11 @@ export function createMetrics(info: { version: string; mode: string; fallback: s
     transactions: counter('transactions_total', 'Transactions ended.', ['mode', 'result']),
     transactionsActive: gauge('transactions_active', 'Transactions between MAIL and their end.'),
     recipients: counter('recipients_total', 'Recipients by their final outcome.', ['result']),
-    messageBytes: counter('message_bytes_total', 'Message bytes taken in and sent out.', ['direction']),
+    messageBytes: counter(
+      'message_bytes_total',
+      'Octets of DATA taken in (with the final dot), and of messages written to all next hops.',
+      ['direction'],
+    ),
     messageSize: histogram('message_size_bytes', 'Size of complete messages.', OCTETS),
     bufferedBytes: gauge('buffered_bytes', 'Message bytes held in memory now.'),
     connectAttempts: counter('downstream_connect_attempts_total', 'Connections tried, by how they ended.', [

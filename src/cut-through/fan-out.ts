@@ -21,6 +21,8 @@ const JOIN_OCTETS = 16 * 1024;
 
 export class FanOut {
   failure: Failure | null = null;
+  /** Octets written to the legs, all together. */
+  bytesOut = 0;
 
   readonly #legs: readonly Leg[];
   readonly #deps: FanOutDeps;
@@ -53,11 +55,13 @@ export class FanOut {
    * when a leg failed before the dots (see `failure`).
    */
   async finish(pieces: readonly Buffer[]): Promise<ReadonlyMap<Leg, readonly Outcome[]> | null> {
+    if (this.failure === null) this.#deps.onStandstill('upstream', this.#sinceIdle());
     const [only, ...others] = this.#legs;
     let last: Buffer | null = null;
     if (only !== undefined && others.length === 0) {
       // With one leg nobody else has to keep step: the last bytes and the dot leave in one write.
       await this.#untilAll((leg) => leg.session?.drained());
+      this.#countOut(pieces);
       last = Buffer.concat([...pieces, END_OF_DATA]);
     } else {
       this.#writeToAll(pieces);
@@ -83,6 +87,7 @@ export class FanOut {
   #writeToAll(pieces: readonly Buffer[]): boolean {
     const joined = join(pieces);
     let took = true;
+    this.#countOut(pieces);
     for (const { session } of this.#legs) {
       if (session === null) continue;
       if (joined.length > 1) session.cork();
@@ -107,6 +112,10 @@ export class FanOut {
     clearTimeout(timer);
     this.#deps.onStandstill('downstream', this.#sinceIdle());
     this.#idleSince = this.#deps.now();
+  }
+
+  #countOut(pieces: readonly Buffer[]): void {
+    for (const piece of pieces) this.bytesOut += piece.length * this.#legs.length;
   }
 
   #fail(leg: Leg, outcome: Outcome): void {

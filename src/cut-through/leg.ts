@@ -204,7 +204,7 @@ export class Leg {
     }
     const mailExchange = await this.#mail;
     this.#deps.onPhase('mail', this.#since(began));
-    if (mailExchange.kind === 'lost' && (this.#reused || session !== this.session)) {
+    if (isGone(mailExchange) && (this.#reused || session !== this.session)) {
       if (session === this.session) this.#openAfresh();
       return await this.addRecipient(recipient);
     }
@@ -249,6 +249,11 @@ export class Leg {
   #since(began: number): number {
     return (this.#deps.now() - began) / 1000;
   }
+}
+
+/** The peer closes the session, with or without a word (RFC 5321 §3.8). */
+function isGone(exchange: Exchange): boolean {
+  return exchange.kind === 'lost' || exchange.reply.code === 421;
 }
 
 function positive(exchange: Exchange): boolean {

@@ -33,18 +33,22 @@ export class MessageBody {
     const end = this.#scanner.push(chunk, this.#onward);
     this.#refusal ??= this.#judge();
     if (this.#refusal !== null) return { pieces: [], end, refusal: this.#refusal };
+    // A message without a byte has been received, too.
+    if (end !== -1) this.#putReceived();
     return { pieces: this.#pieces, end, refusal: null };
   }
 
   readonly #onward = (piece: Buffer): void => {
     if (this.#refusal !== null) return;
     if (!this.#header.done) this.#header.push(piece);
-    if (this.#received !== null) {
-      this.#pieces.push(this.#received);
-      this.#received = null;
-    }
+    this.#putReceived();
     this.#pieces.push(piece);
   };
+
+  #putReceived(): void {
+    if (this.#received !== null) this.#pieces.push(this.#received);
+    this.#received = null;
+  }
 
   #judge(): Reply | null {
     if (this.#scanner.violation !== null) return bareNewline();

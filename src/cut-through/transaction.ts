@@ -65,6 +65,8 @@ export class Transaction {
   #refusal: Verdict | null = null;
   /** Body bytes of the last chunk, kept for the write that carries the dot. */
   #last: readonly Buffer[] = [];
+  /** Seconds, told to the metrics once, at the end. */
+  readonly #standstill = { upstream: 0, downstream: 0 };
 
   constructor(sender: Sender, deps: TransactionDeps) {
     this.id = deps.newId();
@@ -86,6 +88,11 @@ export class Transaction {
       recipients: recipients.length,
     }));
     return { id: this.id, state: this.state, ms: Math.round(this.#deps.now() - this.#began), legs };
+  }
+
+  /** Accepted ones, and those still being asked about. */
+  get recipientCount(): number {
+    return this.acceptedRecipients + this.#waits.size;
   }
 
   get acceptedRecipients(): number {
@@ -140,15 +147,21 @@ export class Transaction {
     if (this.state === 'ended') return transactionAborted();
     const failures = answers.filter((answer) => answer !== null);
     if (failures.length > 0) return this.#refuseData(refusalOfData(failures));
-    const { config, now, metrics } = this.#deps;
+    const { config, now } = this.#deps;
     const fanOut = new FanOut(legs, {
       dataTimeoutMs: config.dataTimeoutMs,
       ackTimeoutMs: config.ackTimeoutMs,
       now,
-      onStandstill: (side, seconds) => metrics.backpressure.inc({ side }, seconds),
+      onStandstill: (side, seconds) => {
+        this.#standstill[side] += seconds;
+      },
     });
     const only = this.acceptedRecipients === 1 ? (legs[0]?.recipients[0] ?? null) : null;
-    const body = new MessageBody(this.#deps.received(this.id, only), config);
+    const received = this.#deps.received(this.id, only);
+    const body = new MessageBody(received, {
+      ...config,
+      maxMessageBytes: this.#sizeLimit(legs, received.length),
+    });
     this.#state = { name: 'body', fanOut, body, began: now() };
     return null;
   }
@@ -178,7 +191,7 @@ export class Transaction {
     this.#last = [];
     const decision = outcomes === null ? this.#verdictBeforeDots(fanOut) : this.#verdictOf(outcomes);
     const extra = { bytes: body.octets, bodyMs: Math.round(this.#deps.now() - began) };
-    if (outcomes !== null) metrics.messageBytes.inc({ direction: 'out' }, body.octets * outcomes.size);
+    metrics.messageBytes.inc({ direction: 'out' }, fanOut.bytesOut);
     this.#end(decision.result, decision.reply, extra);
     return decision.reply;
   }
@@ -205,7 +218,8 @@ export class Transaction {
   async #askNextHop(recipient: Recipient, record: RecipientRecord, wait: Wait): Promise<Reply> {
     // Admission gives every recipient a domain; see upstream/admission.ts.
     const domain = recipient.mailbox.domain ?? this.#deps.config.hostname;
-    const found = await wait.for(this.#deps.router.route(domain));
+    const routed = this.#deps.router.route(domain);
+    const found = routed instanceof Promise ? await wait.for(routed) : routed;
     if (this.#state.name === 'ended') return transactionAborted();
     if (found === null) return dnsTemporary();
     if (found.kind !== 'next-hop') return replyToRoute(found);
@@ -222,6 +236,12 @@ export class Transaction {
       this.#legs.set(nextHop.key, leg);
     }
     return leg;
+  }
+
+  /** Ours, or what the next hop with the least room takes of a message that gets a Received line (RFC 1870 §4). */
+  #sizeLimit(legs: readonly Leg[], receivedOctets: number): number {
+    const theirs = legs.map((leg) => (leg.session?.capabilities.size ?? Infinity) - receivedOctets);
+    return Math.min(this.#deps.config.maxMessageBytes, ...theirs);
   }
 
   #refuseData(refusal: Reply): Reply {
@@ -281,6 +301,9 @@ export class Transaction {
     this.#state = { name: 'ended' };
     for (const leg of this.#legs.values()) void leg.release();
     const { config, metrics, log, now } = this.#deps;
+    for (const side of ['upstream', 'downstream'] as const) {
+      if (this.#standstill[side] > 0) metrics.backpressure.inc({ side }, this.#standstill[side]);
+    }
     const milliseconds = now() - this.#began;
     metrics.transactionsActive.dec();
     metrics.transactions.inc({ mode: config.mode, result });

@@ -182,13 +182,14 @@ export class DownstreamSession extends Base {
   }
 
   /**
-   * Sends command lines and gives one promise for each reply. Lines of one call, and of calls within one tick, leave
-   * in one write: call it with several only where the peer offers PIPELINING (RFC 2920).
+   * Sends command lines and gives one promise for each reply. Lines of one call leave in
+   * one write, and those of further calls within one tick in another: call it with several only where the peer offers PIPELINING (RFC 2920).
    */
   exchange(commands: ReadonlyArray<{ phase: ReplyPhase; line: string }>): Promise<Exchange>[] {
     const replies = commands.map(({ phase }) => this.#expect(phase, this.#options.commandTimeoutMs));
     if (this.lost === null) {
-      this.#corkThisTick();
+      // Others are waiting for replies, so more may come before this tick ends.
+      if (this.#pending.length > commands.length) this.#corkThisTick();
       this._sendCommand(commands.map(({ line }) => line).join('\r\n'));
     }
     return replies;
@@ -268,8 +269,12 @@ export class DownstreamSession extends Base {
     this.#observe('ehlo', text);
     const { startTls } = this.#options;
     const offered = /[ -]STARTTLS\b/im.test(text);
-    if (!this.secure && (startTls === 'required' || (startTls === 'if-offered' && offered)))
+    if (!this.secure && startTls !== 'ignore' && (offered || startTls === 'required'))
       this.#enter('starttls');
+    // RFC 3207 §4: not to be asked for where it is not offered; the library would.
+    if (this.#phase === 'starttls' && !this.secure && !offered) {
+      return this._onError(new Error('STARTTLS is not offered'), 'ETLS', false, 'EHLO');
+    }
     super._actionEHLO(text);
   }
 

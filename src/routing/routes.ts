@@ -39,7 +39,9 @@ export type RouteResult =
 
 export type Router = Readonly<{
   /** `domain`: lower-case A-labels, or an address literal in brackets. Never rejects. */
-  route: (domain: string) => Promise<RouteResult>;
+  route: (domain: string) => RouteResult | Promise<RouteResult>;
+  /** Every next hop there is; null where MX routes make them countless. */
+  nextHops: readonly NextHop[] | null;
 }>;
 
 export type RouterDeps = Readonly<{
@@ -60,17 +62,23 @@ export function createRouter(deps: RouterDeps): Router {
       nextHop.kind === 'mx' ? ('mx' as const) : staticNextHop(nextHop.hosts),
     ]),
   );
+  const all = [...targets.values()];
   return {
-    async route(domain) {
+    nextHops: all.some((target) => target === 'mx') ? null : all.filter((target) => target !== 'mx'),
+    route(domain) {
       const pattern = patternsFor(domain).find((candidate) => targets.has(candidate));
       const target = pattern === undefined ? undefined : targets.get(pattern);
       if (target === undefined) return { kind: 'no-route' };
       if (target !== 'mx') return { kind: 'next-hop', nextHop: target };
-      const found = await deps.mx.resolve(domain);
-      if (found.kind !== 'hosts') return found;
-      return { kind: 'next-hop', nextHop: mxNextHop(found.candidates, deps) };
+      return routeByMx(domain, deps);
     },
   };
+}
+
+async function routeByMx(domain: string, deps: RouterDeps): Promise<RouteResult> {
+  const found = await deps.mx.resolve(domain);
+  if (found.kind !== 'hosts') return found;
+  return { kind: 'next-hop', nextHop: mxNextHop(found.candidates, deps) };
 }
 
 /**

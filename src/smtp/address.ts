@@ -174,9 +174,13 @@ function normalLiteral(text: string): string | null {
 // RFC 5321 §4.1.2 sub-domain, RFC 1035 §2.3.4; an underscore is against the letter, but found in real names.
 const LABEL = /^[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?$/;
 
+/** A name that domainToASCII would return as it is: letters first, and no A-label to be checked. */
+const PLAIN_DOMAIN = /^(?:[a-z](?!n--)[a-z0-9-]*\.)+[a-z][a-z0-9-]*$/;
+
 /** A-labels in lower case; null for what is no domain name. */
 function normalDomain(text: string): string | null {
-  const domain = domainToASCII(text.toLowerCase());
+  const lower = text.toLowerCase();
+  const domain = PLAIN_DOMAIN.test(lower) ? lower : domainToASCII(lower);
   if (domain.length > MAX_DOMAIN_OCTETS) return null;
   const labels = domain.split('.');
   // RFC 3696 §2: a top-level label is not all digits. It would be an address without its brackets (`user@127.0.0.1`),

@@ -21,6 +21,9 @@ const MAX_TEXT_OCTETS = 400;
 const MAX_LINES = 20;
 
 const REPLY_LINE = /^([2-5]\d\d)(?:[- ](.*))?$/s;
+/** What most replies are: one line of printable ASCII, far from any limit. */
+const PLAIN_REPLY = /^[2-5]\d\d [\x21-\x7e][\x20-\x7e]{0,199}(?<! )$/;
+const PLAIN_TEXT = /^[\x20-\x7e]{0,200}$/;
 const ENHANCED = /^([245])\.\d{1,3}\.\d{1,3}(?= |$)/;
 /** C0, DEL, C1, and the Unicode line and paragraph separators. */
 const CONTROLS = /[\p{Cc}\p{Zl}\p{Zp}]/gu;
@@ -39,6 +42,11 @@ export function replyClass(of: Reply): ReplyClass {
  * @returns null when it is not a reply: a line without a code, codes that differ, a code outside 200 to 599
  */
 export function parseReply(raw: string, options: { utf8?: boolean } = {}): Reply | null {
+  if (PLAIN_REPLY.test(raw)) {
+    const text = raw.slice(4);
+    const status = enhancedStatus(text, raw);
+    return reply(Number(raw.slice(0, 3)), status, status === null ? text : text.slice(status.length + 1));
+  }
   let code: string | undefined;
   let enhanced: string | null = null;
   const texts: string[] = [];
@@ -59,6 +67,11 @@ export function parseReply(raw: string, options: { utf8?: boolean } = {}): Reply
 /** The wire form, with the enhanced status on every line (RFC 2034 §4); no line is over 512 octets. */
 export function formatReply({ code, enhanced, lines }: Reply): string {
   const last = lines.length - 1;
+  if (last === 0 && PLAIN_TEXT.test(lines[0]!)) {
+    return enhanced === null
+      ? `${code} ${lines[0]}\r\n`
+      : `${code} ${enhanced} ${lines[0]}`.trimEnd().concat('\r\n');
+  }
   return lines
     .map((line, index) => {
       const text = bounded(line.replace(CONTROLS, ' '));

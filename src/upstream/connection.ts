@@ -55,7 +55,21 @@ type Slot = { reply: Reply | null };
 const MAX_UNKNOWN_COMMANDS = 10;
 /** Pipelined RCPTs that may wait for their answer, over those that --max-recipients allows. */
 const SPARE_SLOTS = 16;
-/** Verbs that we know; the rest share the label `other`, and these get 502. */
+/** Verbs that have a label of their own in the metrics. */
+const VERBS = new Set([
+  'DATA',
+  'EHLO',
+  'HELO',
+  'HELP',
+  'MAIL',
+  'NOOP',
+  'QUIT',
+  'RCPT',
+  'RSET',
+  'STARTTLS',
+  'VRFY',
+]);
+/** Known to the RFCs, and answered 502. */
 const NOT_IMPLEMENTED = new Set(['AUTH', 'BDAT', 'BURL', 'ETRN', 'EXPN', 'SAML', 'SEND', 'SOML', 'TURN']);
 /** A browser was tricked into talking to us (cross-protocol request). */
 const HTTP_METHODS = new Set([
@@ -76,6 +90,8 @@ export class UpstreamConnection extends SMTPConnection {
   /** Replies due to pipelined RCPTs, in the order of the commands. */
   readonly #slots: Slot[] = [];
   #onSlotsEmpty: Resume | null = null;
+  /** The chunk that the last RCPT came in. */
+  #rcptChunks = 0;
   readonly #patience = new Deadline(() => this.#onImpatient());
   #transaction: Transaction | null = null;
   #draining = false;
@@ -83,10 +99,13 @@ export class UpstreamConnection extends SMTPConnection {
   #refusedData = false;
   #beforeGreeting: Resume | null = null;
   #released = false;
+  /** The topmost socket: destroying the one below a TLS handshake would take the process down with it. */
+  #top: Socket;
 
   constructor(server: SMTPServer, socket: Socket, options: SMTPConnectionOptions, context: SessionContext) {
     super(server, socket, options);
     this.#context = context;
+    this.#top = socket;
     this.#trusted = context.admission.isTrusted(this.remoteAddress);
   }
 
@@ -118,8 +137,8 @@ export class UpstreamConnection extends SMTPConnection {
 
   /** Ends the session at once; a transaction under way is aborted. */
   destroy(): void {
-    this.#say('', replies.shuttingDown());
-    this._socket.destroy();
+    if (!this._upgrading) this.#say('', replies.shuttingDown());
+    this.#top.destroy();
   }
 
   // ---- what smtp-server does otherwise ----
@@ -150,12 +169,17 @@ export class UpstreamConnection extends SMTPConnection {
       this.#say('', reason === 'bare-lf' ? replies.bareLineFeedCommand() : replies.lineTooLong());
       this.close();
     };
-    stream.on('error', () => this._socket.destroy());
+    stream.on('error', () => this.#top.destroy());
     return stream;
   }
 
-  /** Our own deadlines: the library's would count our waits against the upstream. */
-  override _armTimeout(): void {}
+  /**
+   * Our own deadlines: the library's would count our waits against the upstream. But this is where it shows the TLS
+   * socket before its handshake is done.
+   */
+  override _armTimeout(socket: Socket = this._socket): void {
+    this.#top = socket;
+  }
 
   override _onClose(): void {
     super._onClose();
@@ -175,8 +199,13 @@ export class UpstreamConnection extends SMTPConnection {
     const verb = text === null ? '' : (/^[A-Za-z]+/.exec(text)?.[0] ?? '').toUpperCase();
     const next = () => this.#nextCommand(resume);
     if (verb === 'RCPT' && text !== null) return this.#onRcpt(text, next);
-    if (verb === 'RSET' || verb === 'QUIT') this.#transaction?.abort();
+    // Sent while we are still asking, it means that the client waits no longer; pipelined with the RCPTs, it waits.
+    if ((verb === 'RSET' || verb === 'QUIT') && this.#chunks !== this.#rcptChunks) this.#transaction?.abort();
     this.#afterSlots(() => this.#onOther(verb, text, next));
+  }
+
+  get #chunks(): number {
+    return this._parser === false ? 0 : (this._parser as WireStream).chunks;
   }
 
   // ---- commands ----
@@ -196,7 +225,7 @@ export class UpstreamConnection extends SMTPConnection {
       case 'STARTTLS':
         return this.#onStartTls(args, next);
       case 'RSET':
-        this.#transaction = null;
+        this.#endTransaction();
         return this.#answer(verb, replies.ok(), next);
       case 'NOOP':
         return this.#answer(verb, replies.ok(), next);
@@ -246,6 +275,7 @@ export class UpstreamConnection extends SMTPConnection {
     if (transaction === null) {
       return this.#afterSlots(() => this.#answer('RCPT', replies.badSequence('need MAIL first'), next));
     }
+    this.#rcptChunks = this.#chunks;
     const slot: Slot = { reply: null };
     const recipient = this.#admit(text, transaction);
     this.#slots.push(slot);
@@ -255,8 +285,8 @@ export class UpstreamConnection extends SMTPConnection {
     };
     if (!('mailbox' in recipient)) settle(recipient);
     else transaction.addRecipient(recipient).then(settle, (error: unknown) => settle(this.#bug(error)));
-    if (this.#slots.length < this.#context.config.maxRecipients + SPARE_SLOTS) next();
-    else this.#afterSlots(next);
+    if (this.#slots.length >= this.#context.config.maxRecipients + SPARE_SLOTS) this.#afterSlots(next);
+    else this.#whenRead(next);
   }
 
   #admit(text: string, transaction: Transaction): Recipient | Reply {
@@ -266,8 +296,7 @@ export class UpstreamConnection extends SMTPConnection {
     const refusal = admission.refusal(parsed.mailbox, this.#trusted);
     if (refusal !== null && !(parsed.mailbox.domain === null && config.acceptDomains.length > 0))
       return refusal;
-    if (transaction.acceptedRecipients + this.#slots.length >= config.maxRecipients)
-      return replies.tooManyRecipients();
+    if (transaction.recipientCount >= config.maxRecipients) return replies.tooManyRecipients();
     return { mailbox: admission.withDomain(parsed.mailbox), params: parsed.params };
   }
 
@@ -322,7 +351,7 @@ export class UpstreamConnection extends SMTPConnection {
     this.#endTransaction();
     this.#say('STARTTLS', replies.startTls());
     this.#awaitUpstream();
-    this.upgrade(next);
+    if (!this._socket.destroyed) this.upgrade(next);
   }
 
   #onUnknown(verb: string, next: Resume): void {
@@ -348,14 +377,23 @@ export class UpstreamConnection extends SMTPConnection {
 
   #answer(verb: string, reply: Reply, next: Resume): void {
     this.#say(verb, reply);
-    // A client that pipelines without reading our replies must not make us hold them.
-    if (!this._closing) this._whenWritable(next);
+    if (!this._closing) this.#whenRead(next);
+  }
+
+  /** A client that pipelines without reading our replies must not make us hold them; nor may it wait for ever. */
+  #whenRead(next: Resume): void {
+    if (!this._socket.writableNeedDrain) return next();
+    this.#awaitUpstream();
+    this._whenWritable(next);
   }
 
   /** The one place that writes to the upstream. A 421 closes (RFC 5321 §3.8). */
   #say(verb: string, reply: Reply): void {
     const socket = this._socket;
-    if (verb !== '') this.#context.metrics.upstreamCommands.inc({ verb, class: classLabel(reply.code) });
+    if (verb !== '') {
+      const label = VERBS.has(verb) ? verb : 'other';
+      this.#context.metrics.upstreamCommands.inc({ verb: label, class: classLabel(reply.code) });
+    }
     // During the handshake the socket below is raw: a byte written there would break the TLS records.
     if (!this._upgrading && !socket.destroyed && socket.writable) socket.write(formatReply(reply));
     if (reply.code === 421) this.close();
@@ -393,7 +431,7 @@ export class UpstreamConnection extends SMTPConnection {
   }
 
   #onImpatient(): void {
-    if (this._upgrading) this._socket.destroy();
+    if (this._upgrading) this.#top.destroy();
     else this.#say('', replies.timeout());
   }
 

@@ -22,6 +22,9 @@ export class WireStream extends SMTPStream {
   /** Called once for input that is no command; the connection has to be closed. */
   onrefuse: (reason: 'bare-lf' | 'line-too-long') => void = () => {};
 
+  /** How many chunks have come: two commands with the same count came in one. */
+  chunks = 0;
+
   #input: Buffer = NOTHING;
   #next: ((error?: Error | null) => void) | null = null;
   #body: BodySink | null = null;
@@ -47,6 +50,7 @@ export class WireStream extends SMTPStream {
   ): void {
     this.#input = this.#input.length === 0 ? chunk : Buffer.concat([this.#input, chunk]);
     this.#chunkOctets = chunk.length;
+    this.chunks++;
     this.#next = next;
     this.#run();
   }

@@ -55,6 +55,8 @@ const CHUNKINGS: Record<string, (bytes: string, from: number, to: number) => str
 async function writeInChunks(client: Client, chunks: readonly string[]): Promise<void> {
   for (const chunk of chunks) {
     client.write(Buffer.from(chunk, 'latin1'));
+    // The first turn may end the loop's round in which this was written, the second one has read it.
+    await turn();
     await turn();
   }
 }

@@ -52,7 +52,7 @@ export class TestProxy {
   }
 }
 
-const QUICK: Options = {
+export const QUICK: Options = {
   listen: ['smtp://127.0.0.1:0'],
   http: '127.0.0.1:0',
   hostname: 'proxy.example',

@@ -79,7 +79,7 @@ async function everybodyHasIt(): Promise<readonly Finding[]> {
   title('1  Everybody has it: 250', 'claims 21 and 22');
   prose(
     'Look for: each RCPT answered only when the next hop has answered it, 354 after both 354s, the body at both ' +
-      `servers before the client has sent its final dot, and 250 after both servers' own, of which one is ${LATE_MS} ms late.`,
+      `servers before the client has sent its final dot, and 250 after both servers' own (beta's is ${LATE_MS} ms late).`,
   );
   const client = await stage.act();
   const { recording } = stage;
