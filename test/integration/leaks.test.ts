@@ -158,13 +158,15 @@ it(`${TRANSACTIONS} transactions that end in every way leave no socket, timer, l
   // One round first: what is made once (DNS channel, HTTP agent) is not counted against the rest.
   await transactions(WAYS.length);
   await untilQuiet();
+  // What the first round of connections left is still going away while the first numbers are read.
   const before = resources();
   const workers = 4;
   const each = TRANSACTIONS / workers;
   await Promise.all(Array.from({ length: workers }, async (_, at) => await transactions(each, at * each)));
   await untilQuiet();
-  await until(() => JSON.stringify(resources()) === JSON.stringify(before)).catch(() => {});
-  expect(resources()).toEqual(before);
+  const grown = () => Object.entries(resources()).filter(([name, count]) => count > (before[name] ?? 0));
+  await until(() => grown().length === 0).catch(() => {});
+  expect(grown()).toEqual([]);
   process.off('warning', onWarning);
   expect(warnings).toEqual([]);
   expect(proxy.log.filter(({ event }) => event === 'bug')).toEqual([]);
