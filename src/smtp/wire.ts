@@ -78,25 +78,34 @@ export class WireScanner {
     }
   }
 
+  /** The index behind the final line, or -1. */
   #scan(chunk: Buffer): number {
-    // The part of the chunk that can be read four bytes at a time begins at `base`.
-    const base = Math.min(-chunk.byteOffset & 3, chunk.length);
-    const words = new Int32Array(chunk.buffer, chunk.byteOffset + base, (chunk.length - base) >> 2);
+    for (let from = 0; from < chunk.length; from += SCRATCH_OCTETS) {
+      const end = this.#scanPart(chunk, from, Math.min(SCRATCH_OCTETS, chunk.length - from));
+      if (end !== -1) return from + end;
+    }
+    return -1;
+  }
+
+  #scanPart(chunk: Buffer, from: number, length: number): number {
+    chunk.copy(SCRATCH, 0, from, from + length);
+    // A sentinel: the search below always finds something.
+    SCRATCH.fill(NUL, length, length + SENTINEL_OCTETS);
     let state = this.#state;
     let stuffed = 0;
     let at = 0;
-    while (at < chunk.length && state !== 'end') {
+    while (at < length && state !== 'end') {
       if (state === 'text') {
-        at = nextSpecial(chunk, words, base, at);
-        // The common line end in one step; the slow one below knows all the rest.
-        if (chunk[at] === CR && chunk[at + 1] === LF) {
+        at = nextSpecial(at);
+        // The common line end, and an ordinary line behind it; the slow step below knows all the rest.
+        if (SCRATCH[at] === CR && SCRATCH[at + 1] === LF) {
           at += 2;
-          state = 'line-start';
+          if (SCRATCH[at]! < FIRST_PLAIN || SCRATCH[at] === DOT) state = 'line-start';
           continue;
         }
-        if (at === chunk.length) break;
+        if (at >= length) break;
       }
-      const byte = chunk[at++]!;
+      const byte = SCRATCH[at++]!;
       if (state === 'dot' && byte !== CR) stuffed++;
       if (byte === NUL) this.#violate('nul');
       state = this.#step(state, byte);
@@ -128,27 +137,28 @@ export class WireScanner {
 
 const NOTHING = Buffer.alloc(0);
 
-/** The index of the first byte at or after `from` that is below 0x0e, or `chunk.length`. */
-function nextSpecial(chunk: Buffer, words: Int32Array, base: number, from: number): number {
-  const length = chunk.length;
-  let at = from;
-  while (at < length && (at < base || ((at - base) & 3) !== 0)) {
-    if (chunk[at]! < FIRST_PLAIN) return at;
-    at++;
-  }
-  let word = (at - base) >> 2;
-  const lastPair = words.length - 1;
-  for (; word < lastPair; word += 2) {
-    const a = words[word]!;
-    const b = words[word + 1]!;
-    // A byte below 0x0e leaves its high bit set after the subtraction; ~a masks the bytes above 0x7f. A borrow can
-    // raise a false alarm only above a true one, and the bytes are looked at one by one below.
-    if ((((a - SMALL) & ~a) | ((b - SMALL) & ~b)) & HIGH_BITS) break;
-  }
-  at = Math.max(at, base + word * 4);
-  while (at < length && chunk[at]! >= FIRST_PLAIN) at++;
-  return at;
-}
-
+// Bytes are looked at in here and not where they came in: a view of four bytes at a time for every chunk that passes
+// keeps the garbage collector busier than this copy does the processor.
+const SCRATCH_OCTETS = 64 * 1024;
+const SENTINEL_OCTETS = 16;
+const SCRATCH = Buffer.alloc(SCRATCH_OCTETS + SENTINEL_OCTETS);
+const WORDS = new Int32Array(SCRATCH.buffer, SCRATCH.byteOffset, SCRATCH.length >> 2);
 const SMALL = 0x0e0e0e0e;
 const HIGH_BITS = 0x80808080;
+
+/** The index in the scratch of the first byte at or after `from` that is below 0x0e. */
+function nextSpecial(from: number): number {
+  let at = from;
+  for (; (at & 3) !== 0; at++) if (SCRATCH[at]! < FIRST_PLAIN) return at;
+  for (let word = at >> 2; ; word += 2) {
+    const a = WORDS[word]!;
+    const b = WORDS[word + 1]!;
+    // A byte below 0x0e leaves its high bit set after the subtraction; ~a masks the bytes above 0x7f. A borrow can
+    // raise a false alarm only above a true one, and the bytes are looked at one by one below.
+    if ((((a - SMALL) & ~a) | ((b - SMALL) & ~b)) & HIGH_BITS) {
+      at = word << 2;
+      while (SCRATCH[at]! >= FIRST_PLAIN) at++;
+      return at;
+    }
+  }
+}
