@@ -8,6 +8,7 @@ import { networkInterfaces } from 'node:os';
 import { performance } from 'node:perf_hooks';
 import { createSecureContext } from 'node:tls';
 import type { Logger } from 'pino';
+import type { Gauge } from 'prom-client';
 import { type Config, type Options, parseConfig } from './config.ts';
 import type { Recipient, Sender } from './cut-through/leg.ts';
 import { Transaction } from './cut-through/transaction.ts';
@@ -81,7 +82,7 @@ class RunningProxy implements Proxy {
   readonly #idPrefix = randomBytes(6).toString('base64url');
   #serial = 0;
   #connections = 0;
-  #sessions = 0;
+  readonly #sessions = { active: 0, idle: 0 };
   #draining = false;
   #closed: Promise<void> | null = null;
   #onIdle: (() => void) | null = null;
@@ -90,9 +91,14 @@ class RunningProxy implements Proxy {
     this.#first = config;
     this.#log = log;
     this.#metrics = createMetrics({ version: VERSION, mode: config.mode, fallback: config.fallback });
-    const { bufferedBytes } = this.#metrics;
-    // Read when scraped: counting it up and down for each chunk would cost more than it tells.
-    Object.assign(bufferedBytes, { collect: () => bufferedBytes.set(this.#unsentBytes()) });
+    const { bufferedBytes, sessionsActive, sessionsIdle, transactionsActive } = this.#metrics;
+    // Read when scraped: counting them up and down for each chunk and message would cost more than it tells.
+    const read = (gauge: Gauge, now: () => number) =>
+      Object.assign(gauge, { collect: () => gauge.set(now()) });
+    read(bufferedBytes, () => this.#unsentBytes());
+    read(sessionsActive, () => this.#sessions.active);
+    read(sessionsIdle, () => this.#sessions.idle);
+    read(transactionsActive, () => this.#transactions.size);
   }
 
   get addresses(): { listen: readonly string[]; http: string | null } {
@@ -194,9 +200,8 @@ class RunningProxy implements Proxy {
     this.#connections++;
     const pool = new SessionPool({
       onCount: ({ active, idle }) => {
-        metrics.sessionsActive.inc(active);
-        metrics.sessionsIdle.inc(idle);
-        this.#sessions += active;
+        this.#sessions.active += active;
+        this.#sessions.idle += idle;
       },
       onReuse: () => metrics.sessionReuses.inc(),
     });
@@ -273,7 +278,7 @@ class RunningProxy implements Proxy {
 
   #overloaded(config: Config): boolean {
     // Adding up is only worth it when the open sessions could hold that much at all.
-    const most = this.#sessions * 2 * SOCKET_HIGH_WATER_OCTETS;
+    const most = this.#sessions.active * 2 * SOCKET_HIGH_WATER_OCTETS;
     return most >= config.maxBufferedBytes && this.#unsentBytes() >= config.maxBufferedBytes;
   }
 

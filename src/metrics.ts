@@ -1,6 +1,7 @@
 // Every `cutthrough_` metric (INTERFACE.md), one registry for each proxy so that several can live in one process.
 // Labels are bounded: never an address, a domain or an id.
-import { Counter, collectDefaultMetrics, Gauge, Histogram, Registry } from 'prom-client';
+import { Counter, collectDefaultMetrics, Gauge, Registry } from 'prom-client';
+import { TallyCounter, TallyHistogram } from './tally.ts';
 
 const SECONDS = [
   0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600,
@@ -17,16 +18,18 @@ export function createMetrics(info: { version: string; mode: string; fallback: s
   const registry = new Registry();
   const registers = [registry];
   collectDefaultMetrics({ register: registry });
-  const counter = <L extends string>(name: string, help: string, labelNames: readonly L[] = []) =>
-    new Counter({ name: `cutthrough_${name}`, help, labelNames, registers });
+  const counter = (name: string, help: string) =>
+    new Counter({ name: `cutthrough_${name}`, help, registers });
+  const counterBy = <L extends string>(name: string, help: string, labelNames: readonly L[]) =>
+    new TallyCounter({ name: `cutthrough_${name}`, help, labelNames, registry });
   const gauge = <L extends string>(name: string, help: string, labelNames: readonly L[] = []) =>
     new Gauge({ name: `cutthrough_${name}`, help, labelNames, registers });
-  const histogram = <L extends string>(
+  const histogramBy = <L extends string>(
     name: string,
     help: string,
-    buckets: number[],
+    bounds: readonly number[],
     labelNames: readonly L[] = [],
-  ) => new Histogram({ name: `cutthrough_${name}`, help, buckets, labelNames, registers });
+  ) => new TallyHistogram({ name: `cutthrough_${name}`, help, labelNames, registry }, bounds);
 
   gauge('build_info', 'Constant 1, labelled with the versions.', ['version', 'node']).set(
     { version: info.version, node: process.versions.node },
@@ -39,38 +42,38 @@ export function createMetrics(info: { version: string; mode: string; fallback: s
 
   return {
     registry,
-    upstreamConnections: counter('upstream_connections_total', 'Connections accepted.', ['listener']),
+    upstreamConnections: counterBy('upstream_connections_total', 'Connections accepted.', ['listener']),
     upstreamConnectionsActive: gauge('upstream_connections_active', 'Upstream connections open now.'),
-    upstreamCommands: counter('upstream_commands_total', 'Commands answered, by verb and reply class.', [
+    upstreamCommands: counterBy('upstream_commands_total', 'Commands answered, by verb and reply class.', [
       'verb',
       'class',
     ]),
-    transactions: counter('transactions_total', 'Transactions ended.', ['mode', 'result']),
+    transactions: counterBy('transactions_total', 'Transactions ended.', ['mode', 'result']),
     transactionsActive: gauge('transactions_active', 'Transactions between MAIL and their end.'),
-    recipients: counter('recipients_total', 'Recipients by their final outcome.', ['result']),
-    messageBytes: counter(
+    recipients: counterBy('recipients_total', 'Recipients by their final outcome.', ['result']),
+    messageBytes: counterBy(
       'message_bytes_total',
       'Octets of DATA taken in (with the final dot), and of messages written to all next hops.',
       ['direction'],
     ),
-    messageSize: histogram('message_size_bytes', 'Size of complete messages.', OCTETS),
+    messageSize: histogramBy('message_size_bytes', 'Size of complete messages.', OCTETS),
     bufferedBytes: gauge('buffered_bytes', 'Message bytes held in memory now.'),
-    connectAttempts: counter('downstream_connect_attempts_total', 'Connections tried, by how they ended.', [
+    connectAttempts: counterBy('downstream_connect_attempts_total', 'Connections tried, by how they ended.', [
       'result',
     ]),
     connectRetries: counter('downstream_connect_retries_total', 'Attempts after the first (claim 21).'),
     sessionsActive: gauge('downstream_sessions_active', 'Downstream sessions in use.'),
     sessionsIdle: gauge('downstream_sessions_idle', 'Downstream sessions kept for reuse.'),
     sessionReuses: counter('downstream_session_reuses_total', 'Transactions that took a kept session.'),
-    downstreamReplies: counter('downstream_replies_total', 'Downstream replies, by phase and class.', [
+    downstreamReplies: counterBy('downstream_replies_total', 'Downstream replies, by phase and class.', [
       'phase',
       'class',
     ]),
-    phaseDuration: histogram('phase_duration_seconds', 'Time a leg spent in a phase.', SECONDS, ['phase']),
-    transactionDuration: histogram('transaction_duration_seconds', 'MAIL to the final reply.', SECONDS, [
+    phaseDuration: histogramBy('phase_duration_seconds', 'Time a leg spent in a phase.', SECONDS, ['phase']),
+    transactionDuration: histogramBy('transaction_duration_seconds', 'MAIL to the final reply.', SECONDS, [
       'mode',
     ]),
-    backpressure: counter(
+    backpressure: counterBy(
       'backpressure_seconds_total',
       'Time the message stood still, by the side waited for.',
       ['side'],

@@ -73,7 +73,6 @@ export class Transaction {
     this.sender = sender;
     this.#deps = deps;
     this.#began = deps.now();
-    deps.metrics.transactionsActive.inc();
   }
 
   get state(): State['name'] {
@@ -186,7 +185,7 @@ export class Transaction {
     if (this.#state.name !== 'body') throw new Error(`end of data while ${this.#state.name}`);
     const { fanOut, body, began } = this.#state;
     const { metrics } = this.#deps;
-    metrics.messageSize.observe(body.octets);
+    metrics.messageSize.observe({}, body.octets);
     const outcomes = this.#refusal === null ? await fanOut.finish(this.#last) : null;
     this.#last = [];
     const decision = outcomes === null ? this.#verdictBeforeDots(fanOut) : this.#verdictOf(outcomes);
@@ -305,7 +304,6 @@ export class Transaction {
       if (this.#standstill[side] > 0) metrics.backpressure.inc({ side }, this.#standstill[side]);
     }
     const milliseconds = now() - this.#began;
-    metrics.transactionsActive.dec();
     metrics.transactions.inc({ mode: config.mode, result });
     metrics.transactionDuration.observe({ mode: config.mode }, milliseconds / 1000);
     for (const { outcome } of this.#records.values()) {
