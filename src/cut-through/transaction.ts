@@ -311,6 +311,7 @@ export class Transaction {
         metrics.recipients.inc({ result: outcome });
     }
     this.#deps.onEnd(this);
+    if (!log.isLevelEnabled('info')) return;
     log.info({
       event: 'transaction',
       id: this.id,

@@ -1,8 +1,7 @@
 // One SMTP or LMTP client session with a next hop, driven phase by phase: open, MAIL, RCPT, DATA, body, final dot.
 //
-// smtp-connection does the connection's setup (greeting, EHLO, STARTTLS, AUTH) and splits replies off the stream.
-// Its send() bundles the envelope, DATA and restuffing, so this subclass talks to its queue of response actions
-// instead and writes wire bytes verbatim.
+// smtp-connection does the connection's setup (greeting, EHLO, STARTTLS, AUTH). Its send() bundles the envelope, DATA
+// and restuffing, so from then on this subclass reads the replies itself, and writes commands and wire bytes verbatim.
 // Owns its socket and one deadline. A peer that stalls, closes, or talks nonsense makes the session `lost`: every
 // exchange still open settles as lost, the socket is destroyed, and nothing here rejects or throws after open().
 import type { EventEmitter } from 'node:events';
@@ -17,8 +16,6 @@ import { END_OF_DATA } from '../smtp/wire.ts';
 /** The members of smtp-connection's class (nodemailer 10.6.1) that this subclass stands on; see its contract test. */
 interface SmtpConnectionInternals {
   _socket: Socket | false;
-  /** Called in order, one for each whole reply (lines joined by "\n"). */
-  _responseActions: Array<(reply: string) => void>;
   /** EHLO lines after the first, without codes; unset after a HELO. */
   _ehloLines?: string[];
   _supportedAuth: string[];
@@ -28,6 +25,7 @@ interface SmtpConnectionInternals {
   close(): void;
   _sendCommand(line: string): void;
   _onError(error: Error, code: string, reply: string | false, command: string): void;
+  _onData(chunk: Buffer): void;
   _actionGreeting(reply: string): void;
   _actionEHLO(reply: string): void;
   _actionHELO(reply: string): void;
@@ -108,6 +106,9 @@ export class DownstreamSession extends Base {
     this._onError(new Error(`no reply in time (${this.#phase})`), 'ETIMEDOUT', false, 'CONN'),
   );
   #corked = false;
+  #open = false;
+  /** What has come of replies that are not answered for yet, a character for each octet. */
+  #unread = '';
   #onDrain: (() => void) | null = null;
 
   constructor(options: SessionOptions) {
@@ -154,6 +155,7 @@ export class DownstreamSession extends Base {
       await session.#connect();
       if (options.auth !== null) await session.#authenticate(options.auth);
       session.#deadline.lift();
+      session.#open = true;
       return session;
     } catch (error) {
       session.abort();
@@ -259,6 +261,31 @@ export class DownstreamSession extends Base {
     this.abort();
   }
 
+  /** While the session is being opened the library reads; from then on replies are split here. */
+  override _onData(chunk: Buffer): void {
+    if (!this.#open) return super._onData(chunk);
+    this.#unread += chunk.toString('latin1');
+    this.#readReply();
+  }
+
+  /** RFC 5321 §4.2.1: a reply ends with the first line whose fourth character is no hyphen. */
+  #readReply(): void {
+    let line = 0;
+    for (let lf = this.#unread.indexOf('\n'); lf !== -1; lf = this.#unread.indexOf('\n', line)) {
+      const last = this.#unread[line + 3] !== '-';
+      line = lf + 1;
+      if (!last) continue;
+      const text = this.#unread.slice(0, lf);
+      this.#unread = this.#unread.slice(line);
+      this.#answer(text.endsWith('\r') ? text.slice(0, -1) : text);
+      // Whoever waited for this reply comes first: what it says decides what the next one means.
+      if (this.#unread !== '') setImmediate(() => this.#readReply());
+      return;
+    }
+    if (this.#unread.length > MAX_REPLY_OCTETS)
+      this._onError(new Error('endless reply'), 'EPROTOCOL', false, 'CONN');
+  }
+
   override _actionGreeting(text: string): void {
     this.#observe('greeting', text);
     this.#enter('ehlo');
@@ -328,18 +355,30 @@ export class DownstreamSession extends Base {
     if (this.lost !== null) return Promise.resolve(this.lost);
     return new Promise((settle) => {
       this.#pending.push({ phase, timeoutMs, settle });
-      this._responseActions.push((text) => this.#answer(text));
       if (this.#pending.length === 1) this.#watch();
     });
   }
 
   #answer(text: string): void {
     const pending = this.#pending.shift();
-    if (pending === undefined) return;
     const reply = parseReply(text);
+    if (pending === undefined) {
+      // A server that says goodbye to an idle session is in its right; anything else unasked is nonsense.
+      this.#lose({
+        kind: 'lost',
+        cause: reply?.code === 421 ? 'closed' : 'protocol',
+        detail: 'spoke unasked',
+      });
+      return;
+    }
     if (pending.phase !== null) this.#options.onReply(pending.phase, reply);
     this.#watch();
-    if (reply !== null) return pending.settle({ kind: 'reply', reply });
+    if (reply !== null) {
+      pending.settle({ kind: 'reply', reply });
+      // RFC 5321 §3.8.
+      if (reply.code === 421) this.#lose({ kind: 'lost', cause: 'closed', detail: 'closed its channel' });
+      return;
+    }
     const lost: Lost = { kind: 'lost', cause: 'protocol', detail: 'malformed reply' };
     pending.settle(lost);
     this.#lose(lost);

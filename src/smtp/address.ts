@@ -2,6 +2,7 @@
 // the parameters of SIZE (RFC 1870), 8BITMIME (RFC 6152), SMTPUTF8 and DSN (RFC 3461).
 // The grammar is kept to the letter: what a next hop could read in another way is refused here. Domains become
 // A-labels in lower case, local parts stay as they came. A bad line parses to the reply that refuses it; nothing throws.
+import { isAscii } from 'node:buffer';
 import { isIPv4, isIPv6 } from 'node:net';
 import { domainToASCII } from 'node:url';
 import {
@@ -61,6 +62,7 @@ const utf8 = new TextDecoder('utf-8', { fatal: true, ignoreBOM: true });
 /** The one decoding of a command line; null when it is not UTF-8. */
 export function decodeCommandLine(bytes: Buffer): string | null {
   try {
+    if (isAscii(bytes)) return bytes.toString('latin1');
     return utf8.decode(bytes);
   } catch {
     return null;

@@ -80,8 +80,16 @@ function folded(clauses: readonly string[]): string {
   return `${text}\r\n`;
 }
 
-/** RFC 5322 §3.3, in UTC. */
+let latest = { second: Number.NaN, text: '' };
+
+/** RFC 5322 §3.3, in UTC. A busy server asks many times a second. */
 function dateTime(date: Date): string {
+  const second = Math.floor(date.getTime() / 1000);
+  if (second !== latest.second) latest = { second, text: formatDateTime(date) };
+  return latest.text;
+}
+
+function formatDateTime(date: Date): string {
   const two = (value: number) => String(value).padStart(2, '0');
   const day = `${DAYS[date.getUTCDay()]}, ${date.getUTCDate()} ${MONTHS[date.getUTCMonth()]} ${date.getUTCFullYear()}`;
   return `${day} ${two(date.getUTCHours())}:${two(date.getUTCMinutes())}:${two(date.getUTCSeconds())} +0000`;

@@ -112,6 +112,9 @@ function bounded(text: string): string {
   return bytes.toString('utf8', 0, end).trimEnd();
 }
 
+/** Said for every message, so built once. */
+const always = (fixed: Reply) => (): Reply => fixed;
+
 // ---- The session ----
 
 /** RFC 2034 §4: neither the greeting nor the answer to HELO or EHLO has an enhanced status. */
@@ -121,7 +124,7 @@ export const ehlo = (hostname: string, keywords: readonly string[]) =>
   reply(250, null, hostname, ...keywords);
 export const startTls = () => reply(220, '2.0.0', 'ready to start TLS');
 export const closing = () => reply(221, '2.0.0', 'closing the channel');
-export const ok = () => reply(250, '2.0.0', 'ok');
+export const ok = always(reply(250, '2.0.0', 'ok'));
 /** RFC 5321 §3.5.3: what a server says that knows no mailboxes. */
 export const cannotVerify = () =>
   reply(252, '2.0.0', 'cannot verify, but will take messages for accepted recipients');
@@ -152,8 +155,8 @@ export const tlsNotAvailable = () => reply(454, '4.7.0', 'TLS not available');
 
 // ---- MAIL and RCPT ----
 
-export const senderOk = () => reply(250, '2.1.0', 'sender ok');
-export const recipientOk = () => reply(250, '2.1.5', 'recipient ok');
+export const senderOk = always(reply(250, '2.1.0', 'sender ok'));
+export const recipientOk = always(reply(250, '2.1.5', 'recipient ok'));
 export const badSenderSyntax = (text = 'bad sender address syntax') => reply(501, '5.1.7', text);
 export const badRecipientSyntax = (text = 'bad recipient address syntax') => reply(501, '5.1.3', text);
 /** RFC 6531 §3.5. */

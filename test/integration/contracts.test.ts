@@ -39,6 +39,7 @@ describe('smtp-connection', () => {
     'close',
     '_sendCommand',
     '_onError',
+    '_onData',
     '_actionGreeting',
     '_actionEHLO',
     '_actionHELO',
