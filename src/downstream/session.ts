@@ -202,7 +202,9 @@ export class DownstreamSession extends Base {
    * without a deadline. One that settles before endOfData() was sent early, and is no acknowledgement.
    */
   expectFinalReplies(count: number): Promise<Exchange>[] {
-    return Array.from({ length: count }, () => this.#expect('dot', NEVER_MS));
+    const replies: Promise<Exchange>[] = [];
+    while (replies.length < count) replies.push(this.#expect('dot', NEVER_MS));
+    return replies;
   }
 
   /** @returns false when the caller should wait for drained() before it writes more */

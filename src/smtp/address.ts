@@ -4,7 +4,7 @@
 // A-labels in lower case, local parts stay as they came. A bad line parses to the reply that refuses it; nothing throws.
 import { isAscii } from 'node:buffer';
 import { isIPv4, isIPv6 } from 'node:net';
-import { domainToASCII } from 'node:url';
+import { domainToASCII, domainToUnicode } from 'node:url';
 import {
   badRecipientSyntax,
   badSenderSyntax,
@@ -183,6 +183,8 @@ const PLAIN_DOMAIN = /^(?:[a-z](?!n--)[a-z0-9-]*\.)+[a-z][a-z0-9-]*$/;
 function normalDomain(text: string): string | null {
   const lower = text.toLowerCase();
   const domain = PLAIN_DOMAIN.test(lower) ? lower : domainToASCII(lower);
+  // Newer versions of Node let an A-label through that stands for nothing (RFC 5890 §2.3.2.1).
+  if (domain.includes('xn--') && /(?:^|\.)xn--/.test(domainToUnicode(domain))) return null;
   if (domain.length > MAX_DOMAIN_OCTETS) return null;
   const labels = domain.split('.');
   // RFC 3696 §2: a top-level label is not all digits. It would be an address without its brackets (`user@127.0.0.1`),
