@@ -234,6 +234,7 @@ class RunningProxy implements Proxy {
       log: this.#log,
       now: () => performance.now(),
       newId: () => this.#newId(),
+      client: client.address,
       received: (id, only) => received(config, sender, client, id, only),
       overloaded: () => this.#overloaded(config),
       onEnd: (ended) => {

@@ -3,7 +3,7 @@
 // Owns its session: drop() destroys it without a dot, release() ends it politely when no message is under way.
 import { type ConnectDeps, type Opened, openSession } from '../downstream/connect.ts';
 import type { KeptSession, SessionPool } from '../downstream/pool.ts';
-import type { DownstreamSession, Exchange, Lost } from '../downstream/session.ts';
+import type { DownstreamSession, Exchange } from '../downstream/session.ts';
 import type { DurationPhase } from '../metrics.ts';
 import type { NextHop } from '../routing/routes.ts';
 import type { Mailbox, MailParams, RcptParams } from '../smtp/address.ts';
@@ -59,10 +59,6 @@ export class Leg {
   /** Null while connecting, or when the next hop is unreachable. */
   get session(): DownstreamSession | null {
     return this.#kept?.session ?? null;
-  }
-
-  get lost(): Lost | null {
-    return this.session?.lost ?? null;
   }
 
   get unsentBytes(): number {

@@ -36,6 +36,8 @@ export type TransactionDeps = Readonly<{
   /** Milliseconds, monotonic. */
   now: () => number;
   newId: () => string;
+  /** The client's address, for the log. */
+  client: string;
   /** Our Received line for this message; `only` is the one recipient, if there is just one. */
   received: (id: string, only: Recipient | null) => Buffer;
   /** Whether the process holds too many message bytes to take on another message. */
@@ -315,6 +317,7 @@ export class Transaction {
     log.info({
       event: 'transaction',
       id: this.id,
+      client: this.#deps.client,
       reversePath: this.sender.mailbox?.address ?? '',
       recipients: [...this.#records.values()],
       result,

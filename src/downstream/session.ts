@@ -18,7 +18,6 @@ interface SmtpConnectionInternals {
   _socket: Socket | false;
   /** EHLO lines after the first, without codes; unset after a HELO. */
   _ehloLines?: string[];
-  _supportedAuth: string[];
   secure: boolean;
   connect(callback: (error?: Error) => void): void;
   login(auth: { user: string; pass: string }, callback: (error: Error | null) => void): void;

@@ -12,10 +12,6 @@ export type Capabilities = Readonly<{
   eightBitMime: boolean;
   smtputf8: boolean;
   dsn: boolean;
-  starttls: boolean;
-  enhancedStatusCodes: boolean;
-  chunking: boolean;
-  authMechanisms: readonly string[];
 }>;
 
 /** After a HELO. */
@@ -23,17 +19,12 @@ export const NO_CAPABILITIES: Capabilities = parseCapabilities([]);
 
 /** @param lines of the EHLO reply after the first, without codes */
 export function parseCapabilities(lines: readonly string[]): Capabilities {
-  const offered = new Map<string, string[]>();
+  const offered = new Map<string, string>();
   for (const line of lines) {
-    // `AUTH=PLAIN` is a form from before RFC 4954.
-    const [keyword = '', ...args] = line
-      .trim()
-      .toUpperCase()
-      .replace(/^AUTH=/, 'AUTH ')
-      .split(/\s+/);
-    offered.set(keyword, [...(offered.get(keyword) ?? []), ...args]);
+    const [keyword = '', argument = ''] = line.trim().toUpperCase().split(/\s+/);
+    offered.set(keyword, argument);
   }
-  const limit = offered.get('SIZE')?.[0] ?? '';
+  const limit = offered.get('SIZE') ?? '';
   const size = /^\d{1,20}$/.test(limit) ? Number(limit) : 0;
   return Object.freeze({
     pipelining: offered.has('PIPELINING'),
@@ -43,10 +34,6 @@ export function parseCapabilities(lines: readonly string[]): Capabilities {
     eightBitMime: offered.has('8BITMIME'),
     smtputf8: offered.has('SMTPUTF8'),
     dsn: offered.has('DSN'),
-    starttls: offered.has('STARTTLS'),
-    enhancedStatusCodes: offered.has('ENHANCEDSTATUSCODES'),
-    chunking: offered.has('CHUNKING'),
-    authMechanisms: Object.freeze([...new Set(offered.get('AUTH') ?? [])]),
   });
 }
 

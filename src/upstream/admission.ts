@@ -22,8 +22,9 @@ export function createAdmission(config: Config): Admission {
     isTrusted: (clientAddress) => trust.has(clientAddress),
     refusal(mailbox, trusted) {
       if (trusted) return null;
+      if (mailbox.domain === null) return exact.size > 0 ? null : relayingDenied();
       // user%elsewhere@ours, elsewhere!user@ours: whether the next hop would relay these is not ours to find out.
-      if (mailbox.domain === null || !accepts(mailbox.domain) || hasRouting(mailbox)) return relayingDenied();
+      if (!accepts(mailbox.domain) || hasRouting(mailbox)) return relayingDenied();
       return null;
     },
     withDomain(mailbox) {

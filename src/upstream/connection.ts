@@ -24,8 +24,6 @@ import { WireStream } from './wire-stream.ts';
 /** Who is connected, for the Received line and the log. */
 export type Client = Readonly<{
   address: string;
-  port: number;
-  trusted: boolean;
   helo: string;
   /** False after HELO. */
   extended: boolean;
@@ -109,10 +107,6 @@ export class UpstreamConnection extends SMTPConnection {
     this.#trusted = context.admission.isTrusted(this.remoteAddress);
   }
 
-  get transaction(): Transaction | null {
-    return this.#transaction;
-  }
-
   get client(): Client {
     const socket = this._socket;
     const tls =
@@ -121,8 +115,6 @@ export class UpstreamConnection extends SMTPConnection {
         : null;
     return {
       address: this.remoteAddress,
-      port: this.remotePort,
-      trusted: this.#trusted,
       helo: this.hostNameAppearsAs || '',
       extended: this.openingCommand === 'EHLO',
       tls,
@@ -294,8 +286,7 @@ export class UpstreamConnection extends SMTPConnection {
     const parsed = parseRcpt(text, { smtputf8: transaction.sender.params.smtputf8 });
     if (!parsed.ok) return parsed.reply;
     const refusal = admission.refusal(parsed.mailbox, this.#trusted);
-    if (refusal !== null && !(parsed.mailbox.domain === null && config.acceptDomains.length > 0))
-      return refusal;
+    if (refusal !== null) return refusal;
     if (transaction.recipientCount >= config.maxRecipients) return replies.tooManyRecipients();
     return { mailbox: admission.withDomain(parsed.mailbox), params: parsed.params };
   }
