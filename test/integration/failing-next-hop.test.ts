@@ -104,6 +104,15 @@ for (const phase of PHASES) {
   });
 }
 
+describe('a 2xx that comes before our dot', () => {
+  it.each(['data', 'body'] as const)('at %s is never an acknowledgement', async (phase) => {
+    proxy = await startProxy([{ script: { [phase]: '250 2.0.0 queued' } }]);
+    expect(await attempt(['u@a.example'], phase === 'body')).toMatch(/^451 4\.4\.2 /);
+    expect(proxy.sinks[0]!.sessions.some((session) => session.sawDot)).toBe(false);
+    expect(proxy.transactions()).toMatchObject([{ result: 'deferred' }]);
+  });
+});
+
 describe('next to a sound leg', () => {
   for (const phase of ['data', 'body'] as const) {
     for (const failure of ['4xx', '5xx', 'FIN', 'RST', 'garbage'] as const) {

@@ -1,0 +1,105 @@
+// The order of the last bytes and the dots, with legs that do what the test says: a kernel's buffers can't be told to
+// keep a rest back, so the legs here are stand-ins for the few members that the fan-out uses.
+import { expect, it } from 'vitest';
+import { FanOut, type FanOutDeps } from '../../src/cut-through/fan-out.ts';
+import type { Leg } from '../../src/cut-through/leg.ts';
+import type { Outcome } from '../../src/cut-through/verdict.ts';
+import { reply } from '../../src/smtp/reply.ts';
+
+class ScriptedLeg {
+  readonly nextHop = { key: 'k', label: 'mx.example', hosts: [] };
+  readonly written: string[] = [];
+  dots = 0;
+  dropped = false;
+  unsentBytes = 0;
+  last: Buffer | null = null;
+  takeRest: () => void = () => {};
+  speak: (outcome: Outcome) => void = () => {};
+  readonly #early = new Promise<Outcome>((resolve) => {
+    this.speak = resolve;
+  });
+
+  readonly session = {
+    write: (bytes: Buffer) => this.written.push(bytes.toString()) > 0,
+    cork: () => {},
+    uncork: () => {},
+    drained: () => this.#rest(),
+    flushed: () => this.#rest(),
+  };
+
+  spokeEarly(): Promise<Outcome> {
+    return this.#early;
+  }
+
+  finish(last: Buffer | null): Promise<readonly Outcome[]> {
+    this.dots++;
+    this.last = last;
+    return Promise.resolve([{ kind: 'accepted', reply: reply(250, null, 'ok') }]);
+  }
+
+  drop(): void {
+    this.dropped = true;
+    this.takeRest();
+  }
+
+  #rest(): Promise<void> {
+    if (this.unsentBytes === 0) return Promise.resolve();
+    return new Promise((resolve) => {
+      this.takeRest = resolve;
+    });
+  }
+}
+
+const DEPS: FanOutDeps = {
+  dataTimeoutMs: 50,
+  ackTimeoutMs: 50,
+  now: () => performance.now(),
+  onStandstill: () => {},
+};
+
+function fanOut(count: number): { legs: ScriptedLeg[]; body: FanOut } {
+  const legs = Array.from({ length: count }, () => new ScriptedLeg());
+  return { legs, body: new FanOut(legs as unknown as Leg[], DEPS) };
+}
+
+it('sends no dot while one of several legs has not taken all body bytes', async () => {
+  const { legs, body } = fanOut(2);
+  const [quick, slow] = legs as [ScriptedLeg, ScriptedLeg];
+  slow.unsentBytes = 10;
+  const finished = body.finish([Buffer.from('end\r\n')]);
+  await new Promise((resolve) => setImmediate(resolve));
+  expect([quick.dots, slow.dots]).toEqual([0, 0]);
+  expect(quick.written).toEqual(['end\r\n']);
+  slow.unsentBytes = 0;
+  slow.takeRest();
+  expect((await finished)?.size).toBe(2);
+  expect([quick.dots, slow.dots]).toEqual([1, 1]);
+});
+
+it('sends no dot at all when one of several legs stalls with its last bytes', async () => {
+  const { legs, body } = fanOut(2);
+  legs[1]!.unsentBytes = 10;
+  expect(await body.finish([Buffer.from('end\r\n')])).toBeNull();
+  expect(legs.map(({ dots }) => dots)).toEqual([0, 0]);
+  expect(legs.map(({ dropped }) => dropped)).toEqual([true, true]);
+  expect(body.failure?.outcome).toMatchObject({ kind: 'lost', dotSent: false });
+});
+
+it('joins the last bytes and the dot in one write where there is one leg', async () => {
+  const { legs, body } = fanOut(1);
+  await body.finish([Buffer.from('a'), Buffer.from('b\r\n')]);
+  expect(legs[0]!.last?.toString()).toBe('ab\r\n.\r\n');
+  expect(legs[0]!.written).toEqual([]);
+});
+
+it('drops all when one speaks before the dots, and writes nothing more', async () => {
+  const { legs, body } = fanOut(3);
+  body.write([Buffer.from('a')]);
+  legs[1]!.speak({ kind: 'rejected', reply: reply(552, null, 'no') });
+  await new Promise((resolve) => setImmediate(resolve));
+  body.write([Buffer.from('b')]);
+  expect(await body.finish([])).toBeNull();
+  expect(legs.map(({ dropped, dots, written }) => [dropped, dots, written])).toEqual(
+    Array(3).fill([true, 0, ['a']]),
+  );
+});
