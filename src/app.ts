@@ -10,7 +10,7 @@ import { createSecureContext } from 'node:tls';
 import type { Logger } from 'pino';
 import type { Gauge } from 'prom-client';
 import { type Config, type Options, parseConfig } from './config.ts';
-import type { Recipient, Sender } from './cut-through/leg.ts';
+import type { LegDeps, Recipient, Sender } from './cut-through/leg.ts';
 import { Transaction } from './cut-through/transaction.ts';
 import { SOCKET_HIGH_WATER_OCTETS } from './downstream/connect.ts';
 import { SessionPool } from './downstream/pool.ts';
@@ -205,6 +205,7 @@ class RunningProxy implements Proxy {
       },
       onReuse: () => metrics.sessionReuses.inc(),
     });
+    const leg = this.#legDeps(config, pool);
     return {
       config,
       admission,
@@ -212,7 +213,7 @@ class RunningProxy implements Proxy {
       log: this.#log,
       startTls: certificate !== null && listener.address.protocol === 'smtp',
       offersDsn: () => this.#offersDsn(generation.router),
-      newTransaction: (sender, client) => this.#newTransaction(generation, pool, sender, client),
+      newTransaction: (sender, client) => this.#newTransaction(generation, leg, sender, client),
       hasRoom: () => this.#connections <= config.maxConnections,
       onClosed: () => {
         this.#connections--;
@@ -224,7 +225,25 @@ class RunningProxy implements Proxy {
     };
   }
 
-  #newTransaction(generation: Generation, pool: SessionPool, sender: Sender, client: Client): Transaction {
+  #legDeps(config: Config, pool: SessionPool): LegDeps {
+    const metrics = this.#metrics;
+    return {
+      now: () => performance.now(),
+      onPhase: (phase, seconds) => metrics.phaseDuration.observe({ phase }, seconds),
+      pool,
+      onOpened: (nextHop, offered) => this.#dsn.set(nextHop.key, offered.dsn),
+      connect: {
+        config,
+        lookup: (host) => addressesOf(host, config.dns),
+        onResult: (result) => metrics.connectAttempts.inc({ result }),
+        onRetry: () => metrics.connectRetries.inc(),
+        onReply: (phase, reply) =>
+          metrics.downstreamReplies.inc({ phase, class: classLabel(reply === null ? null : reply.code) }),
+      },
+    };
+  }
+
+  #newTransaction(generation: Generation, leg: LegDeps, sender: Sender, client: Client): Transaction {
     const { config, router } = generation;
     const metrics = this.#metrics;
     const transaction = new Transaction(sender, {
@@ -241,20 +260,7 @@ class RunningProxy implements Proxy {
         this.#transactions.delete(ended);
         if (this.#transactions.size === 0) this.#onIdle?.();
       },
-      leg: {
-        now: () => performance.now(),
-        onPhase: (phase, seconds) => metrics.phaseDuration.observe({ phase }, seconds),
-        pool,
-        onOpened: (nextHop, offered) => this.#dsn.set(nextHop.key, offered.dsn),
-        connect: {
-          config,
-          lookup: (host) => addressesOf(host, config.dns),
-          onResult: (result) => metrics.connectAttempts.inc({ result }),
-          onRetry: () => metrics.connectRetries.inc(),
-          onReply: (phase, reply) =>
-            metrics.downstreamReplies.inc({ phase, class: classLabel(reply === null ? null : reply.code) }),
-        },
-      },
+      leg,
     });
     this.#transactions.add(transaction);
     return transaction;

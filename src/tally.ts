@@ -22,8 +22,8 @@ class Cells<L extends string, C> {
   }
 
   at(labels: Labels<L>): C {
-    let key = '';
-    for (const name of this.#names) key += `${labels[name]}|`;
+    let key: string = this.#names.length === 0 ? '' : labels[this.#names[0]!];
+    for (let at = 1; at < this.#names.length; at++) key += `|${labels[this.#names[at]!]}`;
     let found = this.#cells.get(key);
     if (found === undefined) {
       found = { labels: { ...labels }, cell: this.#fresh() };

@@ -62,6 +62,8 @@ export class Transaction {
   readonly #records = new Map<Recipient, RecipientRecord>();
   /** One for each RCPT not answered yet. */
   readonly #waits = new Set<Wait>();
+  /** Recipients that their next hops have accepted. */
+  #accepted = 0;
   #state: State = { name: 'envelope' };
   /** Set when the message can no longer be delivered; the rest of it is read and dropped. */
   #refusal: Verdict | null = null;
@@ -93,13 +95,7 @@ export class Transaction {
 
   /** Accepted ones, and those still being asked about. */
   get recipientCount(): number {
-    return this.acceptedRecipients + this.#waits.size;
-  }
-
-  get acceptedRecipients(): number {
-    let count = 0;
-    for (const leg of this.#legs.values()) count += leg.recipients.length;
-    return count;
+    return this.#accepted + this.#waits.size;
   }
 
   get unsentBytes(): number {
@@ -124,6 +120,7 @@ export class Transaction {
       const answer = await this.#askNextHop(recipient, record, wait);
       record.outcome = recipientResult(answer);
       record.reply = answer.code;
+      if (record.outcome === 'accepted') this.#accepted++;
       return answer;
     } finally {
       clearTimeout(timer);
@@ -136,7 +133,7 @@ export class Transaction {
    * every leg dropped and the transaction ended.
    */
   async startData(): Promise<Reply | null> {
-    if (this.acceptedRecipients === 0) return noValidRecipients();
+    if (this.#accepted === 0) return noValidRecipients();
     if (this.#deps.overloaded()) return this.#refuseData(overloadedData());
     this.#state = { name: 'starting' };
     const legs: Leg[] = [];
@@ -157,7 +154,7 @@ export class Transaction {
         this.#standstill[side] += seconds;
       },
     });
-    const only = this.acceptedRecipients === 1 ? (legs[0]?.recipients[0] ?? null) : null;
+    const only = this.#accepted === 1 ? (legs[0]?.recipients[0] ?? null) : null;
     const received = this.#deps.received(this.id, only);
     const body = new MessageBody(received, {
       ...config,

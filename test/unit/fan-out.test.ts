@@ -94,10 +94,10 @@ it('joins the last bytes and the dot in one write where there is one leg', async
 
 it('drops all when one speaks before the dots, and writes nothing more', async () => {
   const { legs, body } = fanOut(3);
-  body.write([Buffer.from('a')]);
+  await body.write([Buffer.from('a')]);
   legs[1]!.speak({ kind: 'rejected', reply: reply(552, null, 'no') });
   await new Promise((resolve) => setImmediate(resolve));
-  body.write([Buffer.from('b')]);
+  await body.write([Buffer.from('b')]);
   expect(await body.finish([])).toBeNull();
   expect(legs.map(({ dropped, dots, written }) => [dropped, dots, written])).toEqual(
     Array(3).fill([true, 0, ['a']]),
