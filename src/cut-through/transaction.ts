@@ -156,10 +156,8 @@ export class Transaction {
     });
     const only = this.#accepted === 1 ? (legs[0]?.recipients[0] ?? null) : null;
     const received = this.#deps.received(this.id, only);
-    const body = new MessageBody(received, {
-      ...config,
-      maxMessageBytes: this.#sizeLimit(legs, received.length),
-    });
+    const maxMessageBytes = this.#sizeLimit(legs, received.length);
+    const body = new MessageBody(received, { maxMessageBytes, maxReceived: config.maxReceived });
     this.#state = { name: 'body', fanOut, body, began: now() };
     return null;
   }

@@ -183,8 +183,8 @@ export class DownstreamSession extends Base {
   }
 
   /**
-   * Sends command lines and gives one promise for each reply. Lines of one call leave in
-   * one write, and those of further calls within one tick in another: call it with several only where the peer offers PIPELINING (RFC 2920).
+   * Sends command lines and gives one promise for each reply. The lines of one call leave in one write, and so do
+   * those of further calls within the same tick: several only where the peer offers PIPELINING (RFC 2920).
    */
   exchange(commands: ReadonlyArray<{ phase: ReplyPhase; line: string }>): Promise<Exchange>[] {
     const replies = commands.map(({ phase }) => this.#expect(phase, this.#options.commandTimeoutMs));
