@@ -226,7 +226,10 @@ export class Leg {
 
   #finalOutcome(exchange: Exchange): Outcome {
     const outcome = exchange.kind === 'reply' ? outcomeOf(exchange.reply) : null;
-    return outcome ?? this.#lostOutcome('dot', true);
+    if (outcome !== null) return outcome;
+    // Where a peer that talks nonsense stands, nobody knows: it gets no further message.
+    this.drop();
+    return this.#lostOutcome('dot', true);
   }
 
   #lostOutcome(phase: string, dotSent: boolean): Outcome {

@@ -102,3 +102,15 @@ it('carries several messages over one upstream session', async () => {
   expect(proxy.sinks[0]!.messages.map((message) => message.mail)).toEqual(Array(5).fill('MAIL FROM:<>'));
   expect(proxy.transactions().map((line) => line.result)).toEqual(Array(5).fill('delivered'));
 });
+
+it('keeps a session for the next message, but not after an answer to the dot that makes no sense', async () => {
+  const dot = (_line: string, nth: number) => (nth === 1 ? '354 more please' : '250 2.0.0 ok');
+  proxy = await startProxy([{ script: { dot } }]);
+  const client = await proxy.client();
+  const replies: string[] = [];
+  for (let i = 0; i < 3; i++) replies.push(await client.send('s@src.example', ['u@a.example'], 'x\r\n'));
+  expect(replies.map((reply) => reply.slice(0, 3))).toEqual(['250', '451', '250']);
+  expect(
+    proxy.sinks[0]!.sessions.map(({ commands }) => commands.filter((line) => line === 'DATA').length),
+  ).toEqual([2, 1]);
+});
