@@ -2,9 +2,9 @@
 // The slowest leg sets the pace: write() tells the caller to wait. No leg gets its dot before every leg has taken all
 // body bytes. When a leg is lost, stalls or speaks before that, all are dropped without a dot, so nobody has the
 // message; `failure` then says why, and later calls do nothing.
+import type { Leg } from '../downstream/leg.ts';
+import type { Outcome } from '../downstream/outcome.ts';
 import { END_OF_DATA } from '../smtp/wire.ts';
-import type { Leg } from './leg.ts';
-import type { Outcome } from './verdict.ts';
 
 export type FanOutDeps = Readonly<{
   dataTimeoutMs: number;

@@ -6,8 +6,11 @@
 // Owns its legs. Every end goes through #end(), which releases them, counts, and writes the one log line.
 import type { Logger } from 'pino';
 import type { Config } from '../config.ts';
+import { Leg, type LegDeps } from '../downstream/leg.ts';
+import type { Outcome } from '../downstream/outcome.ts';
 import type { Metrics, TransactionResult } from '../metrics.ts';
 import type { NextHop, RouteResult, Router } from '../routing/routes.ts';
+import type { Recipient, Sender } from '../smtp/envelope.ts';
 import {
   dnsTemporary,
   legLost,
@@ -23,9 +26,8 @@ import {
   unroutable,
 } from '../smtp/reply.ts';
 import { FanOut } from './fan-out.ts';
-import { Leg, type LegDeps, type Recipient, type Sender } from './leg.ts';
 import { MessageBody } from './message-body.ts';
-import { type Outcome, refusalOfData, type Verdict, verdict, verdictBeforeDots } from './verdict.ts';
+import { refusalOfData, type Verdict, verdict, verdictBeforeDots } from './verdict.ts';
 
 export type TransactionDeps = Readonly<{
   config: Config;

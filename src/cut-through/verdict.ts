@@ -1,32 +1,11 @@
 // From what became of each recipient to the one reply that the upstream gets (INTERFACE.md's table; claims 22 and 23).
 // Pure. A 250 means that every recipient's next hop said 2xx to its own final dot; whatever is in doubt is a 4xx,
 // since then the upstream still has the message (RFC 5321 §6.1).
+import type { Outcome } from '../downstream/outcome.ts';
 import type { TransactionResult } from '../metrics.ts';
-import { delivered, legLost, mixed, outcomeUnknown, passOn, type Reply, replyClass } from '../smtp/reply.ts';
-
-/** What a next hop made of one recipient's copy. */
-export type Outcome =
-  | Readonly<{ kind: 'accepted'; reply: Reply }>
-  | Readonly<{ kind: 'rejected'; reply: Reply }>
-  | Readonly<{ kind: 'deferred'; reply: Reply }>
-  /** After the dot the outcome is unknown; before it nobody has the message. */
-  | Readonly<{ kind: 'lost'; nextHop: string; phase: string; dotSent: boolean }>;
+import { delivered, legLost, mixed, outcomeUnknown, passOn, type Reply } from '../smtp/reply.ts';
 
 export type Verdict = Readonly<{ reply: Reply; result: TransactionResult }>;
-
-/** A final reply read as an outcome; null where its class makes no sense there (RFC 5321 §4.3.2). */
-export function outcomeOf(reply: Reply): Outcome | null {
-  switch (replyClass(reply)) {
-    case 2:
-      return { kind: 'accepted', reply };
-    case 4:
-      return { kind: 'deferred', reply };
-    case 5:
-      return { kind: 'rejected', reply };
-    default:
-      return null;
-  }
-}
 
 /**
  * @param outcomes one for each accepted recipient, at least one

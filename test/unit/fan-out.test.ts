@@ -2,8 +2,8 @@
 // keep a rest back, so the legs here are stand-ins for the few members that the fan-out uses.
 import { expect, it } from 'vitest';
 import { FanOut, type FanOutDeps } from '../../src/cut-through/fan-out.ts';
-import type { Leg } from '../../src/cut-through/leg.ts';
-import type { Outcome } from '../../src/cut-through/verdict.ts';
+import type { Leg } from '../../src/downstream/leg.ts';
+import type { Outcome } from '../../src/downstream/outcome.ts';
 import { reply } from '../../src/smtp/reply.ts';
 
 class ScriptedLeg {

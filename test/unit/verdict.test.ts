@@ -1,12 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import {
-  type Outcome,
-  outcomeOf,
-  refusalOfData,
-  verdict,
-  verdictBeforeDots,
-} from '../../src/cut-through/verdict.ts';
+import { refusalOfData, verdict, verdictBeforeDots } from '../../src/cut-through/verdict.ts';
+import { type Outcome, outcomeOf } from '../../src/downstream/outcome.ts';
 import { formatReply, reply } from '../../src/smtp/reply.ts';
 
 const accepted: Outcome = { kind: 'accepted', reply: reply(250, '2.6.0', 'queued as 1') };

@@ -1,18 +1,15 @@
 // One downstream session of one transaction, from the first recipient that needs it to the reply to its final dot.
 // A peer's refusal is a value; a leg whose session is lost says so once and answers every later call accordingly.
 // Owns its session: drop() destroys it without a dot, release() ends it politely when no message is under way.
-import { type ConnectDeps, type Opened, openSession } from '../downstream/connect.ts';
-import type { KeptSession, SessionPool } from '../downstream/pool.ts';
-import type { DownstreamSession, Exchange } from '../downstream/session.ts';
 import type { DurationPhase } from '../metrics.ts';
 import type { NextHop } from '../routing/routes.ts';
-import type { Mailbox, MailParams, RcptParams } from '../smtp/address.ts';
 import { type Capabilities, mailCommand, rcptCommand, refusalBeforeMail } from '../smtp/capabilities.ts';
+import type { Recipient, Sender } from '../smtp/envelope.ts';
 import { legLost, nextHopUnreachable, passOn, type Reply, recipientOk, replyClass } from '../smtp/reply.ts';
-import { type Outcome, outcomeOf } from './verdict.ts';
-
-export type Sender = Readonly<{ mailbox: Mailbox | null; params: MailParams }>;
-export type Recipient = Readonly<{ mailbox: Mailbox; params: RcptParams }>;
+import { type ConnectDeps, type Opened, openSession } from './connect.ts';
+import { type Outcome, outcomeOf } from './outcome.ts';
+import type { KeptSession, SessionPool } from './pool.ts';
+import type { DownstreamSession, Exchange } from './session.ts';
 
 export type LegDeps = Readonly<{
   connect: ConnectDeps;

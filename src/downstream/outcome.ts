@@ -1,0 +1,23 @@
+// What a next hop made of one recipient's copy of a message.
+import { type Reply, replyClass } from '../smtp/reply.ts';
+
+export type Outcome =
+  | Readonly<{ kind: 'accepted'; reply: Reply }>
+  | Readonly<{ kind: 'rejected'; reply: Reply }>
+  | Readonly<{ kind: 'deferred'; reply: Reply }>
+  /** After the dot the outcome is unknown; before it nobody has the message. */
+  | Readonly<{ kind: 'lost'; nextHop: string; phase: string; dotSent: boolean }>;
+
+/** A final reply read as an outcome; null where its class makes no sense there (RFC 5321 §4.3.2). */
+export function outcomeOf(reply: Reply): Outcome | null {
+  switch (replyClass(reply)) {
+    case 2:
+      return { kind: 'accepted', reply };
+    case 4:
+      return { kind: 'deferred', reply };
+    case 5:
+      return { kind: 'rejected', reply };
+    default:
+      return null;
+  }
+}

@@ -1,0 +1,6 @@
+// What MAIL and RCPT said of a message, in parsed form (RFC 5321 §2.3.1).
+import type { Mailbox, MailParams, RcptParams } from './address.ts';
+
+/** `mailbox` is null for the null reverse-path. */
+export type Sender = Readonly<{ mailbox: Mailbox | null; params: MailParams }>;
+export type Recipient = Readonly<{ mailbox: Mailbox; params: RcptParams }>;
