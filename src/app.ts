@@ -196,7 +196,7 @@ class RunningProxy implements Proxy {
     const generation = this.#generation!;
     const { config, admission, certificate } = generation;
     const metrics = this.#metrics;
-    metrics.upstreamConnections.inc({ listener: listener.address.protocol });
+    metrics.upstreamConnections.inc(listener.address.protocol);
     metrics.upstreamConnectionsActive.inc();
     this.#connections++;
     const pool = new SessionPool({
@@ -230,16 +230,16 @@ class RunningProxy implements Proxy {
     const metrics = this.#metrics;
     return {
       now: () => performance.now(),
-      onPhase: (phase, seconds) => metrics.phaseDuration.observe({ phase }, seconds),
+      onPhase: (phase, seconds) => metrics.phaseDuration.observe(seconds, phase),
       pool,
       onOpened: (nextHop, offered) => this.#dsn.set(nextHop.key, offered.dsn),
       connect: {
         config,
         lookup: (host) => addressesOf(host, config.dns),
-        onResult: (result) => metrics.connectAttempts.inc({ result }),
+        onResult: (result) => metrics.connectAttempts.inc(result),
         onRetry: () => metrics.connectRetries.inc(),
         onReply: (phase, reply) =>
-          metrics.downstreamReplies.inc({ phase, class: classLabel(reply === null ? null : reply.code) }),
+          metrics.downstreamReplies.inc(phase, classLabel(reply === null ? null : reply.code)),
       },
     };
   }

@@ -83,5 +83,7 @@ export function createMetrics(info: { version: string; mode: string; fallback: s
 
 /** The `class` label: 2xx, 3xx, 4xx, 5xx, or `invalid` for what is no reply. */
 export function classLabel(code: number | null): string {
-  return code === null ? 'invalid' : `${Math.floor(code / 100)}xx`;
+  return code === null ? 'invalid' : CLASSES[Math.floor(code / 100)]!;
 }
+
+const CLASSES = ['', '1xx', '2xx', '3xx', '4xx', '5xx'];

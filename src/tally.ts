@@ -2,45 +2,56 @@
 // looked up and validated at every call, which for a small message costs as much as parsing its addresses.
 import { Counter, type Registry } from 'prom-client';
 
-type Labels<L extends string> = Readonly<Record<L, string>>;
-type Definition<L extends string> = Readonly<{
+type Definition = Readonly<{
   name: string;
   help: string;
-  labelNames: readonly L[];
+  /** At most two. */
+  labelNames: readonly string[];
   registry: Registry;
 }>;
 
-/** One value, or one set of buckets, for each combination of labels that has occurred. */
-class Cells<L extends string, C> {
-  readonly #names: readonly L[];
+/**
+ * One value, or one set of buckets, for each combination of label values that has occurred; found without building a
+ * key, since hashing a fresh string costs more than the counting.
+ */
+class Cells<C> {
+  readonly #names: readonly string[];
   readonly #fresh: () => C;
-  readonly #cells = new Map<string, { labels: Labels<L>; cell: C }>();
+  readonly #cells = new Map<string, Map<string, C>>();
 
-  constructor(names: readonly L[], fresh: () => C) {
+  constructor(names: readonly string[], fresh: () => C) {
     this.#names = names;
     this.#fresh = fresh;
   }
 
-  at(labels: Labels<L>): C {
-    let key: string = this.#names.length === 0 ? '' : labels[this.#names[0]!];
-    for (let at = 1; at < this.#names.length; at++) key += `|${labels[this.#names[at]!]}`;
-    let found = this.#cells.get(key);
-    if (found === undefined) {
-      found = { labels: { ...labels }, cell: this.#fresh() };
-      this.#cells.set(key, found);
+  at(first: string, second: string): C {
+    let row = this.#cells.get(first);
+    if (row === undefined) {
+      row = new Map();
+      this.#cells.set(first, row);
     }
-    return found.cell;
+    let cell = row.get(second);
+    if (cell === undefined) {
+      cell = this.#fresh();
+      row.set(second, cell);
+    }
+    return cell;
   }
 
-  all(): Iterable<{ labels: Labels<L>; cell: C }> {
-    return this.#cells.values();
+  *all(): Iterable<{ labels: Record<string, string>; cell: C }> {
+    for (const [first, row] of this.#cells) {
+      for (const [second, cell] of row) {
+        const values = [first, second];
+        yield { labels: Object.fromEntries(this.#names.map((name, at) => [name, values[at]!])), cell };
+      }
+    }
   }
 }
 
-export class TallyCounter<L extends string> {
-  readonly #cells: Cells<L, { value: number }>;
+export class TallyCounter {
+  readonly #cells: Cells<{ value: number }>;
 
-  constructor({ name, help, labelNames, registry }: Definition<L>) {
+  constructor({ name, help, labelNames, registry }: Definition) {
     const cells = new Cells(labelNames, () => ({ value: 0 }));
     this.#cells = cells;
     new Counter({
@@ -55,20 +66,25 @@ export class TallyCounter<L extends string> {
     });
   }
 
+  /** Label values in the order of their names. */
+  inc(first = '', second = ''): void {
+    this.#cells.at(first, second).value++;
+  }
+
   /** @param value zero or more */
-  inc(labels: Labels<L>, value = 1): void {
-    this.#cells.at(labels).value += value;
+  add(value: number, first = '', second = ''): void {
+    this.#cells.at(first, second).value += value;
   }
 }
 
 type Buckets = { counts: Float64Array; sum: number };
 
-export class TallyHistogram<L extends string> {
+export class TallyHistogram {
   readonly #bounds: readonly number[];
-  readonly #cells: Cells<L, Buckets>;
+  readonly #cells: Cells<Buckets>;
 
   /** @param bounds upper ones, ascending; everything above the last is counted under +Inf */
-  constructor(definition: Definition<L>, bounds: readonly number[]) {
+  constructor(definition: Definition, bounds: readonly number[]) {
     this.#bounds = bounds;
     this.#cells = new Cells(definition.labelNames, () => ({
       counts: new Float64Array(bounds.length + 1),
@@ -76,7 +92,7 @@ export class TallyHistogram<L extends string> {
     }));
     const { name, help, labelNames, registry } = definition;
     // Without labels there is just one, and Prometheus should see it before its first value.
-    if (labelNames.length === 0) this.#cells.at({} as Labels<L>);
+    if (labelNames.length === 0) this.#cells.at('', '');
     const metric = {
       name,
       get: async () => ({ name, help, type: 'histogram', aggregator: 'sum', values: this.#values(name) }),
@@ -84,8 +100,8 @@ export class TallyHistogram<L extends string> {
     registry.registerMetric(metric as unknown as Counter);
   }
 
-  observe(labels: Labels<L>, value: number): void {
-    const buckets = this.#cells.at(labels);
+  observe(value: number, first = '', second = ''): void {
+    const buckets = this.#cells.at(first, second);
     let at = 0;
     while (at < this.#bounds.length && value > this.#bounds[at]!) at++;
     buckets.counts[at]!++;

@@ -24,14 +24,14 @@ export class FanOut {
   /** Octets written to the legs, all together. */
   bytesOut = 0;
 
-  readonly #legs: readonly Leg[];
+  readonly legs: readonly Leg[];
   readonly #deps: FanOutDeps;
   #dotsSent = false;
   #idleSince: number;
 
   /** @param legs each in its body phase (354 received) */
   constructor(legs: readonly Leg[], deps: FanOutDeps) {
-    this.#legs = legs;
+    this.legs = legs;
     this.#deps = deps;
     this.#idleSince = deps.now();
     for (const leg of legs) {
@@ -51,16 +51,16 @@ export class FanOut {
   }
 
   /**
-   * The last body bytes, then the dots. Gives the outcomes in the order of the legs and their recipients, or null
+   * The last body bytes, then the dots. Gives for each leg, in their order, the outcomes of its recipients, or null
    * when a leg failed before the dots (see `failure`).
    */
-  async finish(pieces: readonly Buffer[]): Promise<ReadonlyMap<Leg, readonly Outcome[]> | null> {
+  async finish(pieces: readonly Buffer[]): Promise<readonly (readonly Outcome[])[] | null> {
     if (this.failure === null) this.#deps.onStandstill('upstream', this.#sinceIdle());
-    const [only, ...others] = this.#legs;
+    const [only, ...others] = this.legs;
     let last: Buffer | null = null;
     if (only !== undefined && others.length === 0) {
       // With one leg nobody else has to keep step: the last bytes and the dot leave in one write.
-      await this.#untilAll((leg) => leg.session?.drained());
+      if (only.unsentBytes > 0) await this.#untilAll((leg) => leg.session?.drained());
       this.#countOut(pieces);
       last = Buffer.concat([...pieces, END_OF_DATA]);
     } else {
@@ -69,9 +69,9 @@ export class FanOut {
     }
     if (this.failure !== null) return null;
     this.#dotsSent = true;
-    const outcomes = this.#legs.map((leg) => leg.finish(last, this.#deps.ackTimeoutMs));
-    const settled = await Promise.all(outcomes);
-    return new Map(this.#legs.map((leg, index) => [leg, settled[index]!]));
+    const { ackTimeoutMs } = this.#deps;
+    if (only !== undefined && others.length === 0) return [await only.finish(last, ackTimeoutMs)];
+    return await Promise.all(this.legs.map((leg) => leg.finish(null, ackTimeoutMs)));
   }
 
   /** Whether a next hop may have the whole message. */
@@ -81,14 +81,14 @@ export class FanOut {
 
   /** Drops every leg without a dot. Not for use after the dots. */
   drop(): void {
-    for (const leg of this.#legs) leg.drop();
+    for (const leg of this.legs) leg.drop();
   }
 
   #writeToAll(pieces: readonly Buffer[]): boolean {
     const joined = join(pieces);
     let took = true;
     this.#countOut(pieces);
-    for (const { session } of this.#legs) {
+    for (const { session } of this.legs) {
       if (session === null) continue;
       if (joined.length > 1) session.cork();
       for (const piece of joined) took = session.write(piece) && took;
@@ -99,12 +99,12 @@ export class FanOut {
 
   /** Waits for every leg; one that isn't ready within --data-timeout is lost. */
   async #untilAll(ready: (leg: Leg) => Promise<void> | undefined): Promise<void> {
-    if (this.failure !== null || this.#legs.every((leg) => leg.unsentBytes === 0)) return;
-    const waiting = new Set(this.#legs);
+    if (this.failure !== null || this.legs.every((leg) => leg.unsentBytes === 0)) return;
+    const waiting = new Set(this.legs);
     const timer = setTimeout(() => {
       for (const leg of waiting) this.#fail(leg, stalled(leg));
     }, this.#deps.dataTimeoutMs);
-    const each = this.#legs.map(async (leg) => {
+    const each = this.legs.map(async (leg) => {
       await ready(leg);
       waiting.delete(leg);
     });
@@ -115,7 +115,7 @@ export class FanOut {
   }
 
   #countOut(pieces: readonly Buffer[]): void {
-    for (const piece of pieces) this.bytesOut += piece.length * this.#legs.length;
+    for (const piece of pieces) this.bytesOut += piece.length * this.legs.length;
   }
 
   #fail(leg: Leg, outcome: Outcome): void {

@@ -143,7 +143,10 @@ export class Transaction {
       if (leg.recipients.length > 0) legs.push(leg);
       else void leg.release();
     }
-    const answers = await Promise.all(legs.map((leg) => leg.startData()));
+    const answers =
+      legs.length === 1
+        ? [await legs[0]!.startData()]
+        : await Promise.all(legs.map((leg) => leg.startData()));
     if (this.state === 'ended') return transactionAborted();
     const failures = answers.filter((answer) => answer !== null);
     if (failures.length > 0) return this.#refuseData(refusalOfData(failures));
@@ -173,7 +176,7 @@ export class Transaction {
     const { fanOut, body } = this.#state;
     const { pieces, end, refusal } = body.push(chunk);
     if (refusal !== null && this.#refusal === null) this.#giveUp({ reply: refusal, result: 'rejected' });
-    this.#deps.metrics.messageBytes.inc({ direction: 'in' }, end === -1 ? chunk.length : end);
+    this.#deps.metrics.messageBytes.add(end === -1 ? chunk.length : end, 'in');
     if (end === -1) return { end, ready: this.#refusal === null ? fanOut.write(pieces) : null };
     this.#last = pieces;
     return { end, ready: null };
@@ -184,12 +187,12 @@ export class Transaction {
     if (this.#state.name !== 'body') throw new Error(`end of data while ${this.#state.name}`);
     const { fanOut, body, began } = this.#state;
     const { metrics } = this.#deps;
-    metrics.messageSize.observe({}, body.octets);
+    metrics.messageSize.observe(body.octets);
     const outcomes = this.#refusal === null ? await fanOut.finish(this.#last) : null;
     this.#last = [];
-    const decision = outcomes === null ? this.#verdictBeforeDots(fanOut) : this.#verdictOf(outcomes);
+    const decision = outcomes === null ? this.#verdictBeforeDots(fanOut) : this.#verdictOf(fanOut, outcomes);
     const extra = { bytes: body.octets, bodyMs: Math.round(this.#deps.now() - began) };
-    metrics.messageBytes.inc({ direction: 'out' }, fanOut.bytesOut);
+    metrics.messageBytes.add(fanOut.bytesOut, 'out');
     this.#end(decision.result, decision.reply, extra);
     return decision.reply;
   }
@@ -213,18 +216,20 @@ export class Transaction {
     for (const leg of this.#legs.values()) leg.drop();
   }
 
-  async #askNextHop(recipient: Recipient, record: RecipientRecord, wait: Wait): Promise<Reply> {
+  #askNextHop(recipient: Recipient, record: RecipientRecord, wait: Wait): Reply | Promise<Reply> {
     // Admission gives every recipient a domain; see upstream/admission.ts.
     const domain = recipient.mailbox.domain ?? this.#deps.config.hostname;
     const routed = this.#deps.router.route(domain);
-    const found = routed instanceof Promise ? await wait.for(routed) : routed;
-    if (this.#state.name === 'ended') return transactionAborted();
-    if (found === null) return dnsTemporary();
-    if (found.kind !== 'next-hop') return replyToRoute(found);
-    record.nextHop = found.nextHop.label;
-    const leg = this.#legFor(found.nextHop);
-    wait.onCut = () => leg.drop();
-    return await leg.addRecipient(recipient);
+    const ask = (found: RouteResult | null): Reply | Promise<Reply> => {
+      if (this.#state.name === 'ended') return transactionAborted();
+      if (found === null) return dnsTemporary();
+      if (found.kind !== 'next-hop') return replyToRoute(found);
+      record.nextHop = found.nextHop.label;
+      const leg = this.#legFor(found.nextHop);
+      wait.onCut = () => leg.drop();
+      return leg.addRecipient(recipient);
+    };
+    return routed instanceof Promise ? wait.for(routed).then(ask) : ask(routed);
   }
 
   #legFor(nextHop: NextHop): Leg {
@@ -266,16 +271,18 @@ export class Transaction {
     return decision;
   }
 
-  #verdictOf(outcomes: ReadonlyMap<Leg, readonly Outcome[]>): Verdict {
-    for (const [leg, each] of outcomes) {
-      leg.recipients.forEach((recipient, index) => {
-        const outcome = each[index]!;
+  #verdictOf({ legs }: FanOut, outcomes: readonly (readonly Outcome[])[]): Verdict {
+    const all: Outcome[] = [];
+    for (const [at, { recipients }] of legs.entries()) {
+      for (const [index, recipient] of recipients.entries()) {
+        const outcome = outcomes[at]![index]!;
         const record = this.#records.get(recipient)!;
         record.outcome = outcome.kind === 'lost' ? 'deferred' : outcome.kind;
         record.reply = outcome.kind === 'lost' ? null : outcome.reply.code;
-      });
+        all.push(outcome);
+      }
     }
-    return verdict([...outcomes.values()].flat(), outcomes.size);
+    return verdict(all, legs.length);
   }
 
   #record(recipient: Recipient, answer: Reply): void {
@@ -300,14 +307,13 @@ export class Transaction {
     for (const leg of this.#legs.values()) void leg.release();
     const { config, metrics, log, now } = this.#deps;
     for (const side of ['upstream', 'downstream'] as const) {
-      if (this.#standstill[side] > 0) metrics.backpressure.inc({ side }, this.#standstill[side]);
+      if (this.#standstill[side] > 0) metrics.backpressure.add(this.#standstill[side], side);
     }
     const milliseconds = now() - this.#began;
-    metrics.transactions.inc({ mode: config.mode, result });
-    metrics.transactionDuration.observe({ mode: config.mode }, milliseconds / 1000);
+    metrics.transactions.inc(config.mode, result);
+    metrics.transactionDuration.observe(milliseconds / 1000, config.mode);
     for (const { outcome } of this.#records.values()) {
-      if (outcome !== '' && (outcome !== 'accepted' || result !== 'aborted'))
-        metrics.recipients.inc({ result: outcome });
+      if (outcome !== '' && (outcome !== 'accepted' || result !== 'aborted')) metrics.recipients.inc(outcome);
     }
     this.#deps.onEnd(this);
     if (!log.isLevelEnabled('info')) return;

@@ -73,7 +73,7 @@ export class Leg {
     if (this.#senderRefused !== null) return this.#senderRefused;
     const refusal = refusalBeforeMail(this.#sender.params, session.capabilities);
     if (refusal !== null) return refusal;
-    if (session.capabilities.pipelining) return await this.#envelope(session, recipient);
+    if (session.capabilities.pipelining) return this.#envelope(session, recipient);
     const turn = this.#turn.then(() => this.#envelope(session, recipient));
     this.#turn = turn;
     return await turn;
@@ -115,10 +115,10 @@ export class Leg {
     this.#timed('body');
     this.#enter('dot');
     this.session?.endOfData(last, ackTimeoutMs);
-    const exchanges = await Promise.all(this.#finalReplies);
+    const outcomes: Outcome[] = [];
+    for (const exchange of this.#finalReplies) outcomes.push(this.#finalOutcome(await exchange));
     this.#timed('dot');
     this.#enter('done');
-    const outcomes = exchanges.map((exchange) => this.#finalOutcome(exchange));
     // SMTP has one reply for all recipients of the leg, LMTP (RFC 2033 §4.2) one for each.
     return this.#isLmtp ? outcomes : this.recipients.map(() => outcomes[0]!);
   }

@@ -22,7 +22,6 @@ interface SmtpConnectionInternals {
   connect(callback: (error?: Error) => void): void;
   login(auth: { user: string; pass: string }, callback: (error: Error | null) => void): void;
   close(): void;
-  _sendCommand(line: string): void;
   _onError(error: Error, code: string, reply: string | false, command: string): void;
   _onData(chunk: Buffer): void;
   _actionGreeting(reply: string): void;
@@ -191,7 +190,7 @@ export class DownstreamSession extends Base {
     if (this.lost === null) {
       // Others are waiting for replies, so more may come before this tick ends.
       if (this.#pending.length > commands.length) this.#corkThisTick();
-      this._sendCommand(commands.map(({ line }) => line).join('\r\n'));
+      this.#send(commands);
     }
     return replies;
   }
@@ -256,7 +255,7 @@ export class DownstreamSession extends Base {
     if (this.lost !== null) return;
     if (this.#pending.length === 0) {
       const bye = this.#expect(null, QUIT_TIMEOUT_MS);
-      this._sendCommand('QUIT');
+      this.#send([{ line: 'QUIT' }]);
       await bye;
     }
     this.abort();
@@ -383,6 +382,12 @@ export class DownstreamSession extends Base {
     const lost: Lost = { kind: 'lost', cause: 'protocol', detail: 'malformed reply' };
     pending.settle(lost);
     this.#lose(lost);
+  }
+
+  #send(commands: ReadonlyArray<{ line: string }>): void {
+    let lines = '';
+    for (const { line } of commands) lines += `${line}\r\n`;
+    if (this._socket !== false) this._socket.write(lines);
   }
 
   #observe(phase: ReplyPhase, text: string): void {

@@ -66,8 +66,7 @@ export function createRouter(deps: RouterDeps): Router {
   return {
     nextHops: all.some((target) => target === 'mx') ? null : all.filter((target) => target !== 'mx'),
     route(domain) {
-      const pattern = patternsFor(domain).find((candidate) => targets.has(candidate));
-      const target = pattern === undefined ? undefined : targets.get(pattern);
+      const target = mostSpecific(targets, domain);
       if (target === undefined) return { kind: 'no-route' };
       if (target !== 'mx') return { kind: 'next-hop', nextHop: target };
       return routeByMx(domain, deps);
@@ -82,13 +81,14 @@ async function routeByMx(domain: string, deps: RouterDeps): Promise<RouteResult>
 }
 
 /**
- * All patterns that match, the most specific first: `a.b.example`, `.b.example`, `.example`, `*`.
+ * What the most specific pattern that matches leads to: `a.b.example`, `.b.example`, `.example`, `*`.
  * No pattern has brackets, so that an address literal is matched by `*` alone.
  */
-function patternsFor(domain: string): readonly string[] {
-  const labels = domain.split('.');
-  const suffixes = labels.slice(1).map((_, at) => `.${labels.slice(at + 1).join('.')}`);
-  return [domain, ...suffixes, '*'];
+function mostSpecific<T>(targets: ReadonlyMap<string, T>, domain: string): T | undefined {
+  let target = targets.get(domain);
+  for (let dot = domain.indexOf('.'); dot !== -1 && target === undefined; dot = domain.indexOf('.', dot + 1))
+    target = targets.get(domain.slice(dot));
+  return target ?? targets.get('*');
 }
 
 function staticNextHop(written: readonly StaticHost[]): NextHop {

@@ -80,7 +80,7 @@ export function parseMail(line: string): ParsedMail {
   if (!read.ok) return read;
   // RFC 6531 §3.5.
   if (path.nonAscii && !read.params.smtputf8) return refused(nonAsciiNeedsSmtputf8());
-  return Object.freeze({ ok: true, mailbox: path.mailbox, params: read.params });
+  return { ok: true, mailbox: path.mailbox, params: read.params };
 }
 
 /**
@@ -97,7 +97,7 @@ export function parseRcpt(line: string, options: { smtputf8: boolean }): ParsedR
   if (!read.ok) return read;
   // RFC 6533 §3: only in such a transaction may an ORCPT be non-ASCII on the wire.
   if (!options.smtputf8 && NON_ASCII.test(path.rest)) return refused(nonAsciiNeedsSmtputf8());
-  return Object.freeze({ ok: true, mailbox: path.mailbox, params: read.params });
+  return { ok: true, mailbox: path.mailbox, params: read.params };
 }
 
 /** The local part asks for relaying by its own syntax: `user%elsewhere@ours`, `elsewhere!user@ours`. */
@@ -106,7 +106,7 @@ export function hasRouting(mailbox: Mailbox): boolean {
 }
 
 function refused(reply: Reply): Refused {
-  return Object.freeze({ ok: false, reply });
+  return { ok: false, reply };
 }
 
 // ---- Paths ----
@@ -145,13 +145,7 @@ function parsePath(text: string): Path | null {
 /** RFC 5321 §4.5.1: in any case, without a domain. */
 function postmaster(localPart: string): Mailbox | null {
   if (localPart.toLowerCase() !== 'postmaster') return null;
-  return Object.freeze({
-    localPart,
-    domain: null,
-    address: localPart,
-    nonAscii: false,
-    unquotedLocal: localPart,
-  });
+  return { localPart, domain: null, address: localPart, nonAscii: false, unquotedLocal: localPart };
 }
 
 function mailboxOf(localPart: string, text: string): Mailbox | null {
@@ -162,7 +156,7 @@ function mailboxOf(localPart: string, text: string): Mailbox | null {
   const unquotedLocal = localPart.startsWith('"')
     ? localPart.slice(1, -1).replace(/\\(.)/gu, '$1')
     : localPart;
-  return Object.freeze({ localPart, domain, address, nonAscii: NON_ASCII.test(localPart), unquotedLocal });
+  return { localPart, domain, address, nonAscii: NON_ASCII.test(localPart), unquotedLocal };
 }
 
 /** RFC 5321 §4.1.3. Kinds of address other than IPv4 and IPv6 have no way to be reached. */
@@ -179,8 +173,21 @@ const LABEL = /^[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?$/;
 /** A name that domainToASCII would return as it is: letters first, and no A-label to be checked. */
 const PLAIN_DOMAIN = /^(?:[a-z](?!n--)[a-z0-9-]*\.)+[a-z][a-z0-9-]*$/;
 
+/** Results of normalDomain(): a server sees the same few domains over and over. */
+const knownDomains = new Map<string, string | null>();
+const MAX_KNOWN_DOMAINS = 1000;
+
 /** A-labels in lower case; null for what is no domain name. */
 function normalDomain(text: string): string | null {
+  const known = knownDomains.get(text);
+  if (known !== undefined) return known;
+  const domain = readDomain(text);
+  if (knownDomains.size >= MAX_KNOWN_DOMAINS) knownDomains.clear();
+  knownDomains.set(text, domain);
+  return domain;
+}
+
+function readDomain(text: string): string | null {
   const lower = text.toLowerCase();
   const domain = PLAIN_DOMAIN.test(lower) ? lower : domainToASCII(lower);
   // Newer versions of Node let an A-label through that stands for nothing (RFC 5890 §2.3.2.1).
@@ -228,7 +235,8 @@ function parseParams<P>(
   readers: Readers<P>,
   none: P,
 ): Readonly<{ ok: true; params: P }> | Refused {
-  if (rest !== '' && !rest.startsWith(' ')) return refused(syntax('expected a space after <address>'));
+  if (rest === '') return { ok: true, params: none };
+  if (!rest.startsWith(' ')) return refused(syntax('expected a space after <address>'));
   const seen = new Set<string>();
   let params = none;
   for (const word of rest.split(' ').filter((each) => each !== '')) {
@@ -245,7 +253,7 @@ function parseParams<P>(
     if (set === null) return refused(syntax(`bad value of parameter ${keyword}`));
     params = { ...params, ...set };
   }
-  return { ok: true, params: Object.freeze(params) };
+  return { ok: true, params };
 }
 
 function oneOf<V extends string, R>(

@@ -29,7 +29,7 @@ const ENHANCED = /^([245])\.\d{1,3}\.\d{1,3}(?= |$)/;
 const CONTROLS = /[\p{Cc}\p{Zl}\p{Zp}]/gu;
 
 export function reply(code: number, enhanced: string | null, ...lines: string[]): Reply {
-  return Object.freeze({ code, enhanced, lines: Object.freeze(lines.length > 0 ? lines : ['']) });
+  return { code, enhanced, lines: lines.length > 0 ? lines : [''] };
 }
 
 export function replyClass(of: Reply): ReplyClass {
@@ -65,7 +65,11 @@ export function parseReply(raw: string, options: { utf8?: boolean } = {}): Reply
 }
 
 /** The wire form, with the enhanced status on every line (RFC 2034 §4); no line is over 512 octets. */
-export function formatReply({ code, enhanced, lines }: Reply): string {
+export function formatReply(of: Reply): string {
+  return fixedTexts.get(of) ?? textOf(of);
+}
+
+function textOf({ code, enhanced, lines }: Reply): string {
   const last = lines.length - 1;
   if (last === 0 && PLAIN_TEXT.test(lines[0]!)) {
     return enhanced === null
@@ -112,8 +116,14 @@ function bounded(text: string): string {
   return bytes.toString('utf8', 0, end).trimEnd();
 }
 
-/** Said for every message, so built once. */
-const always = (fixed: Reply) => (): Reply => fixed;
+/** Wire forms of the replies that are said for every message. */
+const fixedTexts = new Map<Reply, string>();
+
+/** Said for every message, so built and formatted once. */
+function always(fixed: Reply): () => Reply {
+  fixedTexts.set(fixed, textOf(fixed));
+  return () => fixed;
+}
 
 // ---- The session ----
 
@@ -182,7 +192,7 @@ export function nextHopUnreachable(label: string, attempts: number, reason: stri
 
 // ---- DATA ----
 
-export const startData = () => reply(354, null, 'start mail input; end with <CRLF>.<CRLF>');
+export const startData = always(reply(354, null, 'start mail input; end with <CRLF>.<CRLF>'));
 export const noValidRecipients = () => reply(554, '5.5.1', 'no valid recipients');
 export const overloadedData = () => reply(451, '4.3.2', 'too many messages under way, try again later');
 /** Bare CR, bare LF or NUL in the message. */

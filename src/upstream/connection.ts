@@ -318,7 +318,8 @@ export class UpstreamConnection extends SMTPConnection {
 
   /** A client that sent the body with DATA would have it run as commands: it is let go (RFC 2920 §3.1). */
   #refuseData(refusal: Reply, next: Resume): void {
-    const pipelined = this._parser !== false && (this._parser as WireStream).hasMore;
+    const parser = this._parser;
+    const pipelined = parser !== false && ((parser as WireStream).hasMore || this._socket.readableLength > 0);
     this.#say('DATA', refusal);
     if (pipelined) return this.#say('', replies.bodyAfterRefusal());
     this.#refusedData = true;
@@ -383,7 +384,7 @@ export class UpstreamConnection extends SMTPConnection {
     const socket = this._socket;
     if (verb !== '') {
       const label = VERBS.has(verb) ? verb : 'other';
-      this.#context.metrics.upstreamCommands.inc({ verb: label, class: classLabel(reply.code) });
+      this.#context.metrics.upstreamCommands.inc(label, classLabel(reply.code));
     }
     // During the handshake the socket below is raw: a byte written there would break the TLS records.
     if (!this._upgrading && !socket.destroyed && socket.writable) socket.write(formatReply(reply));

@@ -1,8 +1,8 @@
 // The upstream's byte stream: command lines up to DATA, wire bytes until the body's end is seen, commands again.
 //
 // smtp-server's own parser takes a bare LF for a line end, runs an unterminated command at FIN, and unstuffs bodies
-// byte by byte; this subclass replaces all three. It holds at most one command line or one chunk, and takes no more
-// from the socket until what it has is dealt with, so back pressure reaches the upstream.
+// byte by byte; this subclass replaces all three, and Writable's queue as well: pipe() sees write() return false until
+// what is here has been dealt with, so that one command line or one chunk is held, and back pressure reaches the upstream.
 import { SMTPStream } from 'smtp-server/lib/smtp-stream.js';
 
 export type BodySink = Readonly<{
@@ -26,7 +26,8 @@ export class WireStream extends SMTPStream {
   chunks = 0;
 
   #input: Buffer = NOTHING;
-  #next: ((error?: Error | null) => void) | null = null;
+  /** The socket waits for 'drain'. */
+  #full = false;
   #body: BodySink | null = null;
   #waiting = false;
   #running = false;
@@ -36,23 +37,17 @@ export class WireStream extends SMTPStream {
     this.#body = sink;
   }
 
-  /** Whether the upstream has sent more than the command being worked on. */
+  /** Whether more has come than the command being worked on. */
   get hasMore(): boolean {
-    return this.#input.length > 0 || this.writableNeedDrain || this.writableLength > this.#chunkOctets;
+    return this.#input.length > 0;
   }
 
-  #chunkOctets = 0;
-
-  override _write(
-    chunk: Buffer,
-    _encoding: BufferEncoding | 'buffer',
-    next: (error?: Error | null) => void,
-  ): void {
+  override write(chunk: Buffer): boolean {
     this.#input = this.#input.length === 0 ? chunk : Buffer.concat([this.#input, chunk]);
-    this.#chunkOctets = chunk.length;
     this.chunks++;
-    this.#next = next;
     this.#run();
+    this.#full = this.#waiting;
+    return !this.#full;
   }
 
   /** At FIN an unterminated command is no command. */
@@ -63,33 +58,35 @@ export class WireStream extends SMTPStream {
     if (this.#running) return;
     this.#running = true;
     try {
-      while (!this.#waiting && this.#next !== null) this.#step();
+      while (!this.#waiting && this.#input.length > 0 && this.#step());
     } finally {
       this.#running = false;
     }
+    if (this.#waiting || !this.#full) return;
+    this.#full = false;
+    this.emit('drain');
   }
 
-  #step(): void {
-    if (this.isClosed) {
-      this.#input = NOTHING;
-      return this.#takeMore();
-    }
-    if (this.#input.length === 0) return this.#takeMore();
-    if (this.#body === null) this.#command();
+  /** @returns false when more must come first */
+  #step(): boolean {
+    if (this.isClosed) this.#input = NOTHING;
+    else if (this.#body === null) return this.#command();
     else this.#bodyBytes(this.#body);
+    return true;
   }
 
-  #command(): void {
+  #command(): boolean {
     const lf = this.#input.indexOf(LF);
     if (lf > MAX_COMMAND_OCTETS || (lf === -1 && this.#input.length > MAX_COMMAND_OCTETS)) {
       return this.#refuse('line-too-long');
     }
-    if (lf === -1) return this.#takeMore();
+    if (lf === -1) return false;
     // RFC 5321 §2.3.8: only CRLF ends a line.
     if (lf === 0 || this.#input[lf - 1] !== CR) return this.#refuse('bare-lf');
     const line = this.#input.subarray(0, lf - 1);
     this.#input = this.#input.subarray(lf + 1);
     this.#wait((resume) => this.oncommand(line, resume));
+    return true;
   }
 
   #bodyBytes(body: BodySink): void {
@@ -97,17 +94,18 @@ export class WireStream extends SMTPStream {
     this.#input = NOTHING;
     const { end, ready } = body.push(chunk);
     if (end === -1) {
-      if (ready === null) return this.#takeMore();
-      return this.#wait((resume) => void ready.then(resume));
+      if (ready !== null) this.#wait((resume) => void ready.then(resume));
+      return;
     }
     this.#input = chunk.subarray(end);
     this.#body = null;
     this.#wait((resume) => body.end(resume));
   }
 
-  #refuse(reason: 'bare-lf' | 'line-too-long'): void {
+  #refuse(reason: 'bare-lf' | 'line-too-long'): true {
     this.isClosed = true;
     this.onrefuse(reason);
+    return true;
   }
 
   #wait(start: (resume: () => void) => void): void {
@@ -116,12 +114,5 @@ export class WireStream extends SMTPStream {
       this.#waiting = false;
       this.#run();
     });
-  }
-
-  #takeMore(): void {
-    const next = this.#next;
-    this.#next = null;
-    this.#chunkOctets = 0;
-    next?.();
   }
 }

@@ -37,7 +37,6 @@ describe('smtp-connection', () => {
     'connect',
     'login',
     'close',
-    '_sendCommand',
     '_onError',
     '_onData',
     '_actionGreeting',
@@ -61,7 +60,6 @@ describe('smtp-connection', () => {
       _socket: net.Socket;
       _responseActions: ((text: string) => void)[];
       _ehloLines: string[];
-      _sendCommand(line: string): void;
       connect(done: () => void): void;
       close(): void;
       on(event: string, listener: () => void): void;
@@ -76,7 +74,7 @@ describe('smtp-connection', () => {
         if (got.push(text) === 2) resolve(got);
       };
       connection._responseActions.push(take, take);
-      connection._sendCommand('MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>');
+      connection._socket.write('MAIL FROM:<a@b.example>\r\nRCPT TO:<c@d.example>\r\n');
     });
     expect(replies).toEqual(['250-2.1.0 one\n250 2.1.0 two', '550 5.1.1 no']);
     connection.close();
@@ -105,7 +103,7 @@ describe('smtp-server', () => {
     expect(typeof prototypeOf(ServerConnection)[method]).toBe('function');
   });
 
-  it.each(['_write', '_flushData'])('the parser has %s', (method) => {
+  it.each(['write', '_flushData'])('the parser has %s', (method) => {
     expect(typeof prototypeOf(SMTPStream)[method]).toBe('function');
   });
 

@@ -346,7 +346,7 @@ describe('any line', () => {
     fc.array(words, { maxLength: 8 }).map((parts) => `<${parts.join('')}@b.example>`),
   );
 
-  it('parses to a frozen address that is safe to send on, or to a refusal; nothing throws', () => {
+  it('parses to an address that is safe to send on, or to a refusal; nothing throws', () => {
     fc.assert(
       fc.property(line, fc.boolean(), (text, smtputf8) => {
         const fromMail = parseMail(`MAIL FROM:${text}${smtputf8 ? ' SMTPUTF8' : ''}`);
@@ -357,7 +357,6 @@ describe('any line', () => {
             expect(parsed.reply.code).toBeGreaterThanOrEqual(500);
             continue;
           }
-          expect(Object.isFrozen(parsed) && Object.isFrozen(parsed.params)).toBe(true);
           if (parsed.mailbox === null) continue;
           const { address, domain, nonAscii } = parsed.mailbox;
           expect(address).not.toMatch(/[\x00-\x1f\x7f-\x9f]/);

@@ -72,7 +72,7 @@ it('sends no dot while one of several legs has not taken all body bytes', async 
   expect(quick.written).toEqual(['end\r\n']);
   slow.unsentBytes = 0;
   slow.takeRest();
-  expect((await finished)?.size).toBe(2);
+  expect(await finished).toHaveLength(2);
   expect([quick.dots, slow.dots]).toEqual([1, 1]);
 });
 

@@ -70,12 +70,11 @@ describe('parseReply', () => {
     expect(parseReply(`${'250-x\n'.repeat(25)}550 x`)).toBeNull();
   });
 
-  it('takes whatever a peer sends without throwing, and freezes what it gives', () => {
+  it('takes whatever a peer sends without throwing', () => {
     fc.assert(
       fc.property(peerText, fc.boolean(), (raw, utf8) => {
         const parsed = parseReply(raw, { utf8 });
         if (parsed === null) return;
-        expect(Object.isFrozen(parsed) && Object.isFrozen(parsed.lines)).toBe(true);
         expect([2, 3, 4, 5]).toContain(replyClass(parsed));
         expect(parsed.enhanced === null || parsed.enhanced.startsWith(`${replyClass(parsed)}.`)).toBe(true);
         expect(parsed.lines.length).toBeGreaterThan(0);

@@ -6,9 +6,9 @@ import { TallyCounter, TallyHistogram } from '../../src/tally.ts';
 it('counts by labels, as often as it is scraped', async () => {
   const registry = new Registry();
   const counter = new TallyCounter({ name: 'n_total', help: 'h', labelNames: ['a', 'b'], registry });
-  counter.inc({ a: 'x', b: 'y' });
-  counter.inc({ a: 'x', b: 'y' }, 2);
-  counter.inc({ a: 'x', b: 'z' }, 0.5);
+  counter.inc('x', 'y');
+  counter.add(2, 'x', 'y');
+  counter.add(0.5, 'x', 'z');
   for (let i = 0; i < 2; i++) {
     const text = await registry.metrics();
     expect(text).toContain('n_total{a="x",b="y"} 3\n');
@@ -33,7 +33,7 @@ it('puts values into the same buckets as prom-client does', async () => {
         registers: [theirs],
       });
       for (const { p, v } of observed) {
-        tally.observe({ p }, v);
+        tally.observe(v, p);
         model.observe({ p }, v);
       }
       expect((await ours.metrics()).split('\n')).toEqual((await theirs.metrics()).split('\n'));
