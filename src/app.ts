@@ -21,6 +21,11 @@ import { createMxResolver, type DnsClient, systemDns } from './routing/mx.ts';
 import { createRouter, type Router } from './routing/routes.ts';
 import type { Recipient, Sender } from './smtp/envelope.ts';
 import { protocolKeyword, receivedLine } from './smtp/received.ts';
+import { fastPathDisabled, type Reply } from './smtp/reply.ts';
+import { MemoryBudget } from './spool/buffer.ts';
+import { FastPathMonitor } from './spool/fast-path.ts';
+import { Spool } from './spool/spool.ts';
+import { StoredTransaction } from './spool/stored-transaction.ts';
 import { type Admission, createAdmission } from './upstream/admission.ts';
 import type { Client, SessionContext } from './upstream/connection.ts';
 import { type Certificate, Listener } from './upstream/listener.ts';
@@ -68,10 +73,16 @@ type Generation = Readonly<{
   certificate: Certificate | null;
 }>;
 
+/** After the drain: for the queue's deliveries that have sent their final dot. What isn't known by then is tried again. */
+const QUEUE_GRACE_MS = 5_000;
+
 class RunningProxy implements Proxy {
   readonly #log: Logger;
   readonly #metrics: Metrics;
-  readonly #transactions = new Set<Transaction>();
+  readonly #transactions = new Set<Transaction | StoredTransaction>();
+  readonly #budget: MemoryBudget;
+  readonly #fastPath: FastPathMonitor;
+  #spool: Spool | null = null;
   /** Next hops (by key) whose last session offered DSN. */
   readonly #dsn = new Map<string, boolean>();
   #first: Config;
@@ -96,10 +107,37 @@ class RunningProxy implements Proxy {
     // Read when scraped: counting them up and down for each chunk and message would cost more than it tells.
     const read = (gauge: Gauge, now: () => number) =>
       Object.assign(gauge, { collect: () => gauge.set(now()) });
-    read(bufferedBytes, () => this.#unsentBytes());
+    read(bufferedBytes, () => this.#unsentBytes() + this.#budget.used);
     read(sessionsActive, () => this.#sessions.active);
     read(sessionsIdle, () => this.#sessions.idle);
     read(transactionsActive, () => this.#transactions.size);
+    read(this.#metrics.queueMessages, () => this.#spool?.queue.size ?? 0);
+    read(this.#metrics.queueOldestAge, () => this.#spool?.queue.oldestAgeSeconds ?? 0);
+    this.#readSpool();
+    this.#budget = new MemoryBudget(config.maxBufferedBytes);
+    this.#fastPath = new FastPathMonitor({
+      // Pure cut-through has limits of its own that answer for load; there only the switch counts.
+      conditions: Spool.isNeeded(config) ? config.disableFastPathWhen : [],
+      bufferedFraction: () => (this.#budget.used + this.#unsentBytes()) / this.#budget.limit,
+      now: () => performance.now(),
+      log,
+      onDisabled: (reason) => this.#metrics.fastPathDisabled.inc(reason),
+      onChange: (enabled) => this.#metrics.fastPathEnabled.set(enabled ? 1 : 0),
+    });
+  }
+
+  #readSpool(): void {
+    const { spoolMessages, spoolBytes } = this.#metrics;
+    const collect = (gauge: Gauge<'where'>, ofBuffers: 'messages' | 'octets', ofQueue: 'size' | 'octets') =>
+      Object.assign(gauge, {
+        collect: () => {
+          const held = this.#spool?.spooler.held;
+          gauge.set({ where: 'memory' }, held?.memory[ofBuffers] ?? 0);
+          gauge.set({ where: 'disk' }, (held?.disk[ofBuffers] ?? 0) + (this.#spool?.queue[ofQueue] ?? 0));
+        },
+      });
+    collect(spoolMessages, 'messages', 'size');
+    collect(spoolBytes, 'octets', 'octets');
   }
 
   get addresses(): { listen: readonly string[]; http: string | null } {
@@ -109,6 +147,7 @@ class RunningProxy implements Proxy {
   async start(): Promise<void> {
     const config = this.#first;
     this.#generation = await this.#generationOf(config);
+    if (Spool.isNeeded(config)) this.#spool = await this.#openSpool();
     const { certificate } = this.#generation;
     this.#listeners = config.listen.map(
       (address) => new Listener(address, config, certificate, (listener) => this.#contextOf(listener)),
@@ -116,6 +155,8 @@ class RunningProxy implements Proxy {
     try {
       for (const listener of this.#listeners) await listener.start();
       if (config.http !== null) this.#http = await startHttp(config.http, this.#httpSources());
+      this.#spool?.recover();
+      this.#fastPath.start();
     } catch (error) {
       await this.close({ drainTimeoutMs: 0 });
       throw error;
@@ -128,9 +169,44 @@ class RunningProxy implements Proxy {
 
   async reload(config: Config): Promise<void> {
     const generation = await this.#generationOf(config);
-    this.#generation = generation;
+    await this.#switchTo(generation);
     const { certificate } = generation;
     if (certificate !== null) for (const listener of this.#listeners) listener.useCertificate(certificate);
+  }
+
+  /** New transactions of sessions that begin from now on run by `generation`. */
+  async #switchTo(generation: Generation): Promise<void> {
+    const { config } = generation;
+    if (this.#spool !== null && config.spoolDir !== this.#first.spoolDir)
+      this.#log.warn({ event: 'config_warning' }, 'spoolDir: takes effect with the next start');
+    if (this.#spool === null && Spool.isNeeded(config)) {
+      this.#spool = await this.#openSpool();
+      this.#spool.recover();
+    }
+    this.#generation = generation;
+    this.#metrics.setMode(config.mode, config.fallback);
+  }
+
+  async #openSpool(): Promise<Spool> {
+    const metrics = this.#metrics;
+    return await Spool.open({
+      config: () => this.#config,
+      budget: this.#budget,
+      log: this.#log,
+      onCommitted: (ms) => this.#fastPath.observeSpoolLatency(ms),
+      queue: {
+        route: (domain) => this.#generation!.router.route(domain || this.#config.hostname),
+        newPool: () => this.#newPool(),
+        // The queue's schedule is what retries.
+        legDeps: (pool) => this.#legDeps({ ...this.#config, connectRetries: 0 }, pool),
+        newId: () => this.#newId(),
+        now: Date.now,
+        monotonic: () => performance.now(),
+        random: Math.random,
+        onAttempt: (result) => metrics.queueAttempts.inc(result),
+        onDsn: (kind) => metrics.dsn.inc(kind),
+      },
+    });
   }
 
   close(options: { drainTimeoutMs?: number } = {}): Promise<void> {
@@ -146,6 +222,8 @@ class RunningProxy implements Proxy {
     // A transaction can outlive its upstream session: once the dots are out its verdict is waited for, and logged.
     await Promise.all([...listening.map((listener) => listener.drain()), this.#withoutTransactions()]);
     clearTimeout(timer);
+    this.#fastPath.stop();
+    await this.#spool?.close(Math.min(timeoutMs, QUEUE_GRACE_MS));
     await Promise.all(this.#ending);
     await this.#http?.close();
   }
@@ -199,13 +277,7 @@ class RunningProxy implements Proxy {
     metrics.upstreamConnections.inc(listener.address.protocol);
     metrics.upstreamConnectionsActive.inc();
     this.#connections++;
-    const pool = new SessionPool({
-      onCount: ({ active, idle }) => {
-        this.#sessions.active += active;
-        this.#sessions.idle += idle;
-      },
-      onReuse: () => metrics.sessionReuses.inc(),
-    });
+    const pool = this.#newPool();
     const leg = this.#legDeps(config, pool);
     return {
       config,
@@ -215,6 +287,7 @@ class RunningProxy implements Proxy {
       startTls: certificate !== null && listener.address.protocol === 'smtp',
       offersDsn: () => this.#offersDsn(generation.router),
       newTransaction: (sender, client) => this.#newTransaction(generation, leg, sender, client),
+      refusesMail: () => this.#refusesMail(config),
       hasRoom: () => this.#connections <= config.maxConnections,
       onClosed: () => {
         this.#connections--;
@@ -224,6 +297,16 @@ class RunningProxy implements Proxy {
         void ending.then(() => this.#ending.delete(ending));
       },
     };
+  }
+
+  #newPool(): SessionPool {
+    return new SessionPool({
+      onCount: ({ active, idle }) => {
+        this.#sessions.active += active;
+        this.#sessions.idle += idle;
+      },
+      onReuse: () => this.#metrics.sessionReuses.inc(),
+    });
   }
 
   #legDeps(config: Config, pool: SessionPool): LegDeps {
@@ -244,27 +327,60 @@ class RunningProxy implements Proxy {
     };
   }
 
-  #newTransaction(generation: Generation, leg: LegDeps, sender: Sender, client: Client): Transaction {
-    const { config, router } = generation;
-    const metrics = this.#metrics;
-    const transaction = new Transaction(sender, {
+  #newTransaction(
+    { config, router }: Generation,
+    leg: LegDeps,
+    sender: Sender,
+    client: Client,
+  ): Transaction | StoredTransaction {
+    const shared = {
       config,
       router,
-      metrics,
+      metrics: this.#metrics,
       log: this.#log,
       now: () => performance.now(),
       newId: () => this.#newId(),
       client: client.address,
-      received: (id, only) => received(config, sender, client, id, only),
-      overloaded: () => this.#overloaded(config),
-      onEnd: (ended) => {
+      received: (id: string, only: Recipient | null) => received(config, sender, client, id, only),
+      onEnd: (ended: Transaction | StoredTransaction) => {
         this.#transactions.delete(ended);
         if (this.#transactions.size === 0) this.#onIdle?.();
       },
-      leg,
-    });
+    };
+    const spooler = this.#spool?.spooler ?? null;
+    // Claim 10: what is disabled is the fast path, and cut-through where something can take over.
+    const disabled = config.fallback !== 'none' && !this.#fastPath.enabled;
+    const transaction =
+      spooler !== null && (config.mode !== 'cut-through' || disabled)
+        ? new StoredTransaction(sender, {
+            ...shared,
+            spooler,
+            delivery: { leg, dataTimeoutMs: config.dataTimeoutMs, ackTimeoutMs: config.ackTimeoutMs },
+            fastPathEnabled: () => this.#fastPath.enabled,
+          })
+        : new Transaction(sender, {
+            ...shared,
+            spooler: Spool.isNeeded(config) ? spooler : null,
+            overloaded: () => this.#overloaded(config),
+            leg,
+          });
     this.#transactions.add(transaction);
     return transaction;
+  }
+
+  /** Switched off by hand, with nothing to take over. */
+  #refusesMail({ mode, fallback }: Config): Reply | null {
+    const refuses = mode === 'cut-through' && fallback === 'none' && !this.#fastPath.enabled;
+    return refuses ? fastPathDisabled() : null;
+  }
+
+  async #setMode(mode: string, fallback: string | null): Promise<void> {
+    const current = this.#generation!;
+    const wanted = parseConfig({ file: { mode, fallback: fallback ?? 'none' } });
+    if (!wanted.ok) throw new Error(wanted.errors.join('; '));
+    const config = { ...current.config, mode: wanted.config.mode, fallback: wanted.config.fallback };
+    await this.#switchTo({ ...current, config });
+    this.#log.info({ event: 'mode', mode, fallback: config.fallback });
   }
 
   /** Unique over processes by its first part, within this one by its second. */
@@ -295,6 +411,8 @@ class RunningProxy implements Proxy {
       metrics: async () => ({ contentType: this.#metrics.registry.contentType, text: await this.metrics() }),
       ready: () => !this.#draining && this.#listeners.every((listener) => listener.server.listening),
       status: () => this.#status(),
+      setFastPath: (enabled: boolean) => this.#fastPath.setManually(enabled),
+      setMode: (mode: string, fallback: string | null) => this.#setMode(mode, fallback),
     };
   }
 
@@ -303,6 +421,8 @@ class RunningProxy implements Proxy {
       version: VERSION,
       mode: this.#config.mode,
       fallback: this.#config.fallback,
+      fastPath: { enabled: this.#fastPath.enabled, reasons: this.#fastPath.reasons },
+      queue: { messages: this.#spool?.queue.size ?? 0, bytes: this.#spool?.queue.octets ?? 0 },
       draining: this.#draining,
       listen: this.addresses.listen,
       connections: this.#connections,

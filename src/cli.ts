@@ -14,6 +14,7 @@ import {
   type OptionName,
 } from './options.ts';
 import { serve } from './serve.ts';
+import type { QueueRequest } from './spool/control.ts';
 import { VERSION } from './version.ts';
 
 type ExitCode = 0 | 1 | 2;
@@ -58,15 +59,37 @@ function buildProgram(): Command {
     .action(async (address: string, { json }: { json?: boolean }, command: Command) => {
       await runProbe(address, json === true, command);
     });
-  program
-    .command('queue')
-    .description('read and act on the queue (not available yet)')
-    .allowUnknownOption()
-    .allowExcessArguments()
-    .action(() => {
-      throw new Failure(1, ['queue is not available yet in this version: cut-through mode keeps no queue']);
-    });
+  addQueueCommands(program.command('queue').description('read and act on the queue of the spool'));
   return program;
+}
+
+/** Everything is said twice: for people, and with --json for scripts. */
+function addQueueCommands(queue: Command): void {
+  const json = ['--json', 'print JSON'] as const;
+  withOptions(queue.command('list').description('the messages that wait'))
+    .option(...json)
+    .action(async (_options, command: Command) => await runQueue({ command: 'list' }, command, 0));
+  withOptions(queue.command('show').description('one message, with the state of each recipient'))
+    .argument('<id>')
+    .option(...json)
+    .action(
+      async (id: string, _options, command: Command) => await runQueue({ command: 'show', id }, command, 1),
+    );
+  withOptions(queue.command('retry').description('try messages again now'))
+    .argument('[ids...]')
+    .option('--all', 'every message')
+    .option(...json)
+    .action(async (ids: string[], { all }: { all?: boolean }, command: Command) => {
+      if ((all === true) === ids.length > 0) throw new Failure(2, ['queue retry: give ids, or --all']);
+      await runQueue({ command: 'retry', ids: all === true ? 'all' : ids }, command, ids.length);
+    });
+  withOptions(queue.command('remove').description('remove messages without telling anybody'))
+    .argument('<ids...>')
+    .option('--dry-run', 'only say what would be removed')
+    .option(...json)
+    .action(async (ids: string[], { dryRun }: { dryRun?: boolean }, command: Command) => {
+      await runQueue({ command: 'remove', ids, dryRun: dryRun === true }, command, ids.length);
+    });
 }
 
 function withOptions(command: Command): Command {
@@ -96,7 +119,7 @@ type Usage = Readonly<{ flags: Readonly<Record<string, unknown>>; wrong: boolean
 
 /** The flags as given, the unknown ones included: `parseConfig` names the nearest known one for each. */
 function usageOf(command: Command, operands: number): Usage {
-  const { json: _json, ...flags } = command.opts<Record<string, unknown>>();
+  const { json: _json, all: _all, dryRun: _dryRun, ...flags } = command.opts<Record<string, unknown>>();
   const leftOver = command.args.filter((word) => /^-./.test(word) && word !== '--');
   const extra = command.args.slice(operands);
   if (leftOver.length === 0 && extra.length > 0) {
@@ -147,6 +170,15 @@ async function runProbe(address: string, json: boolean, command: Command): Promi
   const result = await probeAddress(config, address);
   process.stdout.write(json ? `${JSON.stringify(result.json, null, 2)}\n` : `${result.lines.join('\n')}\n`);
   process.exit(result.ok ? 0 : 1);
+}
+
+async function runQueue(request: QueueRequest, command: Command, operands: number): Promise<void> {
+  const { config } = loadOrFail(usageOf(command, operands));
+  const { runQueueCommand } = await import('./queue-command.ts');
+  const { json, lines, ok } = await runQueueCommand(config, request);
+  const asJson = command.opts<{ json?: boolean }>().json === true;
+  process.stdout.write(asJson ? `${JSON.stringify(json, null, 2)}\n` : `${lines.join('\n')}\n`);
+  if (!ok) process.exitCode = 1;
 }
 
 function complain(line: string): void {

@@ -6,6 +6,7 @@ import { readFileSync } from 'node:fs';
 import os from 'node:os';
 import { parseDocument, stringify } from 'yaml';
 import {
+  type Condition,
   formatHostPort,
   type HostPort,
   type ListenAddress,
@@ -26,7 +27,7 @@ import {
 } from './options.ts';
 import { applyTlsPolicy, maskRouteText, type Route, withoutSecrets } from './route-option.ts';
 
-export type { ListenAddress, TlsPolicy } from './option-kinds.ts';
+export type { Condition, ListenAddress, TlsPolicy } from './option-kinds.ts';
 export type { Options } from './options.ts';
 export type { Route, StaticHost } from './route-option.ts';
 
@@ -68,6 +69,17 @@ export type Config = Readonly<{
   maxConnections: number;
   maxBufferedBytes: number;
   maxReceived: number;
+  /** Claims 1 and 25. */
+  memoryThresholdBytes: number;
+  /** As given, so relative to the working directory unless it is absolute. */
+  spoolDir: string;
+  spoolMinFreeBytes: number;
+  ackDeadlineMs: number;
+  /** At least one; the last one repeats. */
+  retryScheduleMs: readonly number[];
+  maxQueueAgeMs: number;
+  /** Claim 10. At most one of each kind. */
+  disableFastPathWhen: readonly Condition[];
   /** File names; both or none. */
   tlsCert: string | null;
   tlsKey: string | null;
@@ -281,10 +293,12 @@ function readValue(option: AnyOption, given: Given, errors: string[]): unknown {
 /** The texts of an option's values, or what is wrong with their shape. */
 function toTexts(option: AnyOption, { raw, style }: Given): readonly string[] | string {
   const list = Array.isArray(raw) ? raw : [raw];
+  const mayBeList = option.takes === 'many' || option.commas === true;
   if (list.some((item) => item === null || typeof item === 'object' || item === undefined)) {
-    return option.takes === 'many' ? 'must be a value or a list of values' : 'must have one value';
+    return mayBeList ? 'must be a value or a list of values' : 'must have one value';
   }
-  if (option.takes !== 'many') return Array.isArray(raw) ? 'takes one value, not a list' : [String(raw)];
+  if (Array.isArray(raw) && !mayBeList) return 'takes one value, not a list';
+  if (option.takes !== 'many') return [list.join(',')];
   const texts = list.flatMap((item) =>
     style.splits ? String(item).split(/\s+/).filter(Boolean) : String(item),
   );
@@ -313,6 +327,29 @@ function printable(option: AnyOption, text: string): string {
 
 /** Values that are good by themselves but not together. Those that had an error are not looked at again. */
 function contradictions(values: Partial<OptionValues>, label: (name: OptionName) => string): string[] {
+  return [...aboutModes(values, label), ...aboutTlsAndAddresses(values, label)];
+}
+
+function aboutModes(values: Partial<OptionValues>, label: (name: OptionName) => string): string[] {
+  const { mode, fallback, mixed, disableFastPathWhen = [] } = values;
+  const found: string[] = [];
+  const cutThroughOnly = (name: 'fallback' | 'mixed', value: string) => {
+    const instead = `leave it out, or use ${lastWord(label('mode'))} cut-through`;
+    found.push(`${label(name)} ${value}: has no use in mode ${mode}, which queues by itself; ${instead}`);
+  };
+  if (mode === 'fast-path' || mode === 'spool') {
+    if (fallback !== undefined && fallback !== 'none') cutThroughOnly('fallback', fallback);
+    if (mixed === 'spool') cutThroughOnly('mixed', mixed);
+  }
+  for (const [index, { kind }] of disableFastPathWhen.entries()) {
+    if (disableFastPathWhen.findIndex((other) => other.kind === kind) < index) {
+      found.push(`${label('disable-fast-path-when')} ${kind}: this condition is there twice; keep one`);
+    }
+  }
+  return found;
+}
+
+function aboutTlsAndAddresses(values: Partial<OptionValues>, label: (name: OptionName) => string): string[] {
   const { tlsCert, tlsKey, requireTls, listen = [], routes = [] } = values;
   const noTls = tlsCert === null && tlsKey === null;
   const both = `${label('tls-cert')} and ${label('tls-key')}`;
@@ -342,6 +379,8 @@ function contradictions(values: Partial<OptionValues>, label: (name: OptionName)
 
 // RFC 5321 §4.5.3.2.3: a client waits 5 minutes for the reply to RCPT.
 const RCPT_TIMEOUT_OF_CLIENTS_MS = 300_000;
+// RFC 5321 §4.5.3.2.6: and 10 minutes for the reply to its final dot.
+const DOT_TIMEOUT_OF_CLIENTS_MS = 600_000;
 
 function warningsAbout(config: Config): readonly string[] {
   const warnings: string[] = [];
@@ -350,6 +389,11 @@ function warningsAbout(config: Config): readonly string[] {
     warnings.push(`trust ${open.join(' ')}: everybody may relay to any domain (an open relay)`);
   if (config.rcptDeadlineMs >= RCPT_TIMEOUT_OF_CLIENTS_MS) {
     warnings.push('rcptDeadline: clients wait 5m for an RCPT (RFC 5321 §4.5.3.2.3) and will be gone by then');
+  }
+  if (config.ackDeadlineMs >= DOT_TIMEOUT_OF_CLIENTS_MS) {
+    warnings.push(
+      'ackDeadline: clients wait 10m for the reply to a message (RFC 5321 §4.5.3.2.6) and will send it again',
+    );
   }
   if (!config.hostname.includes('.') && config.routes.some(({ nextHop }) => nextHop.kind === 'mx')) {
     // RFC 5321 §2.3.5: only fully qualified names may be given in EHLO, and many MX hosts insist.
@@ -374,7 +418,7 @@ export function describeConfig(config: Config): string {
     const option: AnyOption = OPTIONS[name];
     const value = option.field === null ? null : fields[option.field];
     const encode = (item: unknown) => scalar(option.kind.codec.encode(item));
-    if (Array.isArray(value)) settings[camelCase(name)] = value.map(encode);
+    if (option.takes === 'many' && Array.isArray(value)) settings[camelCase(name)] = value.map(encode);
     // Null stands for "none", and has a word of its own only where it isn't the absence of the option.
     else if (option.field !== null && (value !== null || option.takes === 'one'))
       settings[camelCase(name)] = encode(value);
@@ -385,5 +429,5 @@ export function describeConfig(config: Config): string {
 /** Numbers and booleans stand in YAML as such. */
 function scalar(text: string): string | number | boolean {
   if (text === 'true' || text === 'false') return text === 'true';
-  return /^\d{1,15}$/.test(text) ? Number(text) : text;
+  return /^(0|[1-9]\d{0,14})$/.test(text) ? Number(text) : text;
 }

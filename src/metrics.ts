@@ -8,7 +8,7 @@ const SECONDS = [
 ];
 const OCTETS = [1, 4, 16, 64, 256, 1024, 4096, 16384, 65536, 262144].map((kib) => kib * 1024);
 
-export type TransactionResult = 'delivered' | 'rejected' | 'deferred' | 'mixed' | 'aborted';
+export type TransactionResult = 'delivered' | 'rejected' | 'deferred' | 'mixed' | 'aborted' | 'spooled';
 
 export type DurationPhase = 'connect' | 'mail' | 'rcpt' | 'data' | 'body' | 'dot';
 
@@ -35,13 +35,25 @@ export function createMetrics(info: { version: string; mode: string; fallback: s
     { version: info.version, node: process.versions.node },
     1,
   );
-  gauge('mode_info', 'Constant 1, labelled with the mode in force.', ['mode', 'fallback']).set(
-    { mode: info.mode, fallback: info.fallback },
-    1,
-  );
+  const modeInfo = gauge('mode_info', 'Constant 1, labelled with the mode in force.', ['mode', 'fallback']);
+  /** The mode can be changed while running. */
+  const setMode = (mode: string, fallback: string) => {
+    modeInfo.reset();
+    modeInfo.set({ mode, fallback }, 1);
+  };
+  setMode(info.mode, info.fallback);
+  const fastPathEnabled = gauge('fast_path_enabled', '0 while messages go to disk first (claim 10), else 1.');
+  fastPathEnabled.set(1);
 
   return {
     registry,
+    setMode,
+    fastPathEnabled,
+    fastPathDisabled: counterBy(
+      'fast_path_disabled_total',
+      'How often the fast path was disabled, by reason.',
+      ['reason'],
+    ),
     upstreamConnections: counterBy('upstream_connections_total', 'Connections accepted.', ['listener']),
     upstreamConnectionsActive: gauge('upstream_connections_active', 'Upstream connections open now.'),
     upstreamCommands: counterBy('upstream_commands_total', 'Commands answered, by verb and reply class.', [
@@ -78,6 +90,16 @@ export function createMetrics(info: { version: string; mode: string; fallback: s
       'Time the message stood still, by the side waited for.',
       ['side'],
     ),
+    spoolMessages: gauge('spool_messages', 'Messages in buffers and in the spool, by where they are.', [
+      'where',
+    ]),
+    spoolBytes: gauge('spool_bytes', 'Their octets, by where they are.', ['where']),
+    queueMessages: gauge('queue_messages', 'Messages in the queue.'),
+    queueOldestAge: gauge('queue_oldest_age_seconds', 'Age of the oldest message in the queue; 0 if empty.'),
+    queueAttempts: counterBy('queue_attempts_total', 'Recipients tried from the queue, by outcome.', [
+      'result',
+    ]),
+    dsn: counterBy('dsn_total', 'Delivery status notifications, by kind.', ['kind']),
   };
 }
 

@@ -16,6 +16,13 @@ export type HostPort = Readonly<{ host: string; port: number }>;
 /** One `--listen` URL. Port 0 = any free port. */
 export type ListenAddress = Readonly<{ protocol: 'smtp' | 'smtps'; host: string; port: number }>;
 
+/** One `--disable-fast-path-when`: it holds while what it measures is above its limit. */
+export type Condition =
+  | Readonly<{ kind: 'buffered'; percent: number }>
+  | Readonly<{ kind: 'event-loop-lag' | 'spool-latency'; ms: number }>
+  /** Nothing is measured; says that only the switch disables the fast path, which it can whatever the conditions. */
+  | Readonly<{ kind: 'manual' }>;
+
 /** `arg` is what the help shows in place of a value. */
 export type Kind<T> = Readonly<{ arg: string; codec: z.ZodType<T, string> }>;
 
@@ -75,18 +82,30 @@ const LONGEST_TIMER_MS = 2 ** 31 - 1;
 
 /** A duration in milliseconds, from `minMs` to the longest timer that Node has (24 days). */
 export function duration(minMs = 1): Kind<number> {
-  const decode = (text: string): number => {
-    const match = /^(\d+) ?(ms|s|m|h|d)$/.exec(text);
-    if (match === null && text !== '0') {
-      throw new BadValue('must be a duration: a whole number with ms, s, m, h or d (250ms, 30s)');
-    }
-    const ms =
-      match === null ? 0 : Number(match[1]) * DURATION_UNITS[match[2] as keyof typeof DURATION_UNITS];
-    if (ms < minMs) throw new BadValue(`must be ${minMs}ms or more`);
-    if (ms > LONGEST_TIMER_MS) throw new BadValue('must be 24d or less');
-    return ms;
-  };
-  return kind('D', decode, (ms) => (ms === 0 ? '0' : inLargestUnit(ms, DURATION_UNITS, 'ms')));
+  return kind('D', (text) => decodeDuration(text, minMs), encodeDuration);
+}
+
+/** Durations of 1ms or more with commas between: `1m,5m,1h`. */
+export const durations: Kind<readonly number[]> = kind(
+  'D,D,...',
+  (text) => text.split(',').map((each, at) => decodeDuration(each.trim(), 1, `value ${at + 1} `)),
+  (list) => list.map(encodeDuration).join(','),
+);
+
+/** @param subject begins the error, if the duration is only a part of the value */
+function decodeDuration(text: string, minMs: number, subject = ''): number {
+  const match = /^(\d+) ?(ms|s|m|h|d)$/.exec(text);
+  if (match === null && text !== '0') {
+    throw new BadValue(`${subject}must be a duration: a whole number with ms, s, m, h or d (250ms, 30s)`);
+  }
+  const ms = match === null ? 0 : Number(match[1]) * DURATION_UNITS[match[2] as keyof typeof DURATION_UNITS];
+  if (ms < minMs) throw new BadValue(`${subject}must be ${minMs}ms or more`);
+  if (ms > LONGEST_TIMER_MS) throw new BadValue(`${subject}must be 24d or less`);
+  return ms;
+}
+
+function encodeDuration(ms: number): string {
+  return ms === 0 ? '0' : inLargestUnit(ms, DURATION_UNITS, 'ms');
 }
 
 /** The value with the largest unit that divides it, so that nothing is rounded. */
@@ -126,14 +145,17 @@ export const boolean: Kind<boolean> = kind(
   String,
 );
 
-export const file: Kind<string> = kind(
-  'FILE',
-  (text) => {
-    if (text === '' || text.includes('\0')) throw new BadValue('must be the name of a file');
+export const file = pathName('FILE', 'file');
+export const directory = pathName('DIR', 'directory');
+
+/** A path as it was written, not resolved. */
+function pathName(arg: string, what: string): Kind<string> {
+  const decode = (text: string): string => {
+    if (text === '' || text.includes('\0')) throw new BadValue(`must be the name of a ${what}`);
     return text;
-  },
-  (name) => name,
-);
+  };
+  return kind(arg, decode, (name) => name);
+}
 
 /** A domain as lower-case A-labels without the final dot (RFC 5890 §2.3.2.1), or null if it isn't one. */
 export function toDomain(text: string): string | null {
@@ -240,6 +262,33 @@ export const dnsServer: Kind<string> = kind(
   },
   (server) => server,
 );
+
+const EXAMPLES = {
+  buffered: 'buffered>90%',
+  'event-loop-lag': 'event-loop-lag>500ms',
+  'spool-latency': 'spool-latency>2s',
+} as const;
+
+/** `--disable-fast-path-when`: `buffered>90%`, `event-loop-lag>500ms`, `spool-latency>2s` or `manual`. */
+export const condition: Kind<Condition> = kind('COND', decodeCondition, (value) => {
+  if (value.kind === 'manual') return 'manual';
+  const limit = value.kind === 'buffered' ? `${value.percent}%` : encodeDuration(value.ms);
+  return `${value.kind}>${limit}`;
+});
+
+function decodeCondition(text: string): Condition {
+  const [, name, limit] = /^([a-z-]+)(?: *> *(.*))?$/.exec(text) ?? [];
+  if (name === 'manual' && limit === undefined) return { kind: name };
+  if (name !== 'buffered' && name !== 'event-loop-lag' && name !== 'spool-latency') {
+    throw new BadValue('must be buffered>90%, event-loop-lag>500ms, spool-latency>2s or manual');
+  }
+  // What is left of it when a shell has taken the > for a redirection.
+  if (limit === undefined) throw new BadValue(`needs a limit, and quotes in a shell: "${EXAMPLES[name]}"`);
+  if (name !== 'buffered') return { kind: name, ms: decodeDuration(limit, 1, 'its limit ') };
+  const percent = /^\d{1,3}%$/.test(limit) ? Number(limit.slice(0, -1)) : Number.NaN;
+  if (!(percent >= 1 && percent <= 100)) throw new BadValue('needs a limit from 1% to 100%: buffered>90%');
+  return { kind: name, percent };
+}
 
 /** For options that are known but not built: any text will do, since giving one is refused. */
 export function notBuilt(arg: string): Kind<string> {

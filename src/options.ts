@@ -7,9 +7,12 @@ import {
   boolean,
   choice,
   cidr,
+  condition,
+  directory,
   dnsServer,
   domain,
   duration,
+  durations,
   file,
   httpAddress,
   integer,
@@ -35,6 +38,8 @@ type Option<T, F extends string | null, K extends Takes> = Readonly<{
   available?: readonly string[];
   /** A repeatable option that makes no sense without any value. */
   atLeastOne?: true;
+  /** One value with commas in it, which in YAML may also be a list. */
+  commas?: true;
 }>;
 
 export type AnyOption = Option<unknown, string | null, Takes>;
@@ -83,24 +88,23 @@ function later(arg: string, help: string): Option<string, null, 'many'> {
 export const OPTIONS = {
   config: optional(null, file, 'YAML file of options, in camelCase'),
 
-  mode: onlyDefault(
-    'mode',
-    choice(['cut-through', 'fast-path', 'spool']),
-    'cut-through',
-    'how mail is passed on',
-  ),
-  fallback: onlyDefault(
+  mode: one('mode', choice(['cut-through', 'fast-path', 'spool']), 'cut-through', 'how mail is passed on'),
+  fallback: one(
     'fallback',
     choice(['none', 'fast-path', 'spool']),
     'none',
-    'what takes over when a next hop cannot be reached now',
+    'cut-through: what takes over when a next hop cannot be reached now',
   ),
-  mixed: onlyDefault(
-    'mixed',
-    choice(['fail', 'split', 'spool']),
-    'fail',
-    'several destinations, some accepted and some not, after the final dot',
-  ),
+  mixed: {
+    ...one(
+      'mixed',
+      choice(['fail', 'split', 'spool']),
+      'fail',
+      'cut-through: several destinations, some accepted and some not, after the final dot ' +
+        '(split is not available yet)',
+    ),
+    available: ['fail', 'spool'],
+  },
 
   listen: {
     ...many(
@@ -179,6 +183,37 @@ export const OPTIONS = {
   'max-buffered': one('maxBufferedBytes', size, '256MiB', 'memory for message bytes over the whole process'),
   'max-received': one('maxReceived', integer(1), '50', 'Received lines before a message counts as looping'),
 
+  'memory-threshold': one('memoryThresholdBytes', size, '256KiB', 'bytes of a message kept in memory'),
+  'spool-dir': one(
+    'spoolDir',
+    directory,
+    './spool',
+    'where messages are queued; pure cut-through never touches it',
+  ),
+  'spool-min-free': one('spoolMinFreeBytes', size, '100MiB', 'free disk that must be left'),
+  'ack-deadline': one(
+    'ackDeadlineMs',
+    duration(),
+    '60s',
+    'modes fast-path and spool: how long delivery is tried before a message is queued',
+  ),
+  'retry-schedule': {
+    ...one(
+      'retryScheduleMs',
+      durations,
+      '1m,5m,15m,30m,1h',
+      'waits between deliveries from the queue; the last one repeats',
+    ),
+    commas: true,
+  },
+  'max-queue-age': one('maxQueueAgeMs', duration(), '5d', 'when delivery is given up, and the sender told'),
+  'disable-fast-path-when': many(
+    'disableFastPathWhen',
+    condition,
+    ['buffered>90%', 'event-loop-lag>500ms', 'spool-latency>2s'],
+    'conditions that send messages to disk first; manual: nothing but the switch does',
+  ),
+
   'tls-cert': optional('tlsCert', file, 'PEM certificate chain; with --tls-key STARTTLS is offered'),
   'tls-key': optional('tlsKey', file, 'PEM private key of --tls-cert'),
   'require-tls': one('requireTls', boolean, 'false', 'clients must STARTTLS before MAIL'),
@@ -209,13 +244,6 @@ export const OPTIONS = {
     'none',
     'how next hops are told who the client is',
   ),
-  'memory-threshold': later('S', 'bytes of a message kept in memory'),
-  'spool-dir': later('DIR', 'where messages are queued'),
-  'spool-min-free': later('S', 'free disk that must be left'),
-  'ack-deadline': later('D', 'how long delivery is tried before a message is queued'),
-  'retry-schedule': later('D,D,...', 'waits between deliveries from the queue'),
-  'max-queue-age': later('D', 'when delivery is given up'),
-  'disable-fast-path-when': later('COND', 'conditions that send messages to disk first'),
   'proxy-protocol': later('CIDR', 'peers that the PROXY protocol is read from'),
   xclient: later('CIDR', 'peers that XCLIENT is honoured from'),
 } as const satisfies Record<string, AnyOption>;
@@ -249,7 +277,9 @@ type Scalar<T> = T extends boolean | string ? T : T extends number ? number | st
 type Written<O> = O extends { takes: infer K; kind: { codec: z.ZodType<infer T, string> } }
   ? K extends 'many'
     ? string | readonly string[]
-    : Scalar<T>
+    : T extends readonly unknown[]
+      ? string | readonly string[]
+      : Scalar<T>
   : never;
 
 /** Options as the YAML file and `createProxy` take them: camelCase names, values as an operator writes them. */

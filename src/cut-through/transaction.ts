@@ -6,27 +6,28 @@
 // Owns its legs. Every end goes through #end(), which releases them, counts, and writes the one log line.
 import type { Logger } from 'pino';
 import type { Config } from '../config.ts';
+import { FanOut } from '../downstream/fan-out.ts';
 import { Leg, type LegDeps } from '../downstream/leg.ts';
 import type { Outcome } from '../downstream/outcome.ts';
 import type { Metrics, TransactionResult } from '../metrics.ts';
-import type { NextHop, RouteResult, Router } from '../routing/routes.ts';
+import { type NextHop, type Router, refusalOfRoute } from '../routing/routes.ts';
 import type { Recipient, Sender } from '../smtp/envelope.ts';
+import { MessageBody } from '../smtp/message-body.ts';
 import {
   dnsTemporary,
   legLost,
-  noSuchDomain,
+  noDiskSpace,
   noValidRecipients,
-  nullMx,
   overloadedData,
   type Reply,
-  relayingDenied,
+  recipientOk,
   replyClass,
-  routingLoop,
   transactionAborted,
-  unroutable,
 } from '../smtp/reply.ts';
-import { FanOut } from './fan-out.ts';
-import { MessageBody } from './message-body.ts';
+import type { MessageBuffer } from '../spool/buffer.ts';
+import type { Result, Spooler } from '../spool/spooler.ts';
+import { type RecipientRecord, TransactionRecord } from '../transaction-record.ts';
+import { Wait } from '../wait.ts';
 import { refusalOfData, type Verdict, verdict, verdictBeforeDots } from './verdict.ts';
 
 export type TransactionDeps = Readonly<{
@@ -44,6 +45,8 @@ export type TransactionDeps = Readonly<{
   received: (id: string, only: Recipient | null) => Buffer;
   /** Whether the process holds too many message bytes to take on another message. */
   overloaded: () => boolean;
+  /** Takes what can't be cut through; null without --fallback and --mixed spool. */
+  spooler: Spooler | null;
   onEnd: (transaction: Transaction) => void;
 }>;
 
@@ -53,19 +56,22 @@ type State =
   | Readonly<{ name: 'body'; fanOut: FanOut; body: MessageBody; began: number }>
   | Readonly<{ name: 'ended' }>;
 
-type RecipientRecord = { address: string; nextHop: string; outcome: string; reply: number | null };
-
 export class Transaction {
   readonly id: string;
   readonly sender: Sender;
   readonly #deps: TransactionDeps;
-  readonly #began: number;
+  readonly #record: TransactionRecord;
   readonly #legs = new Map<string, Leg>();
   readonly #records = new Map<Recipient, RecipientRecord>();
   /** One for each RCPT not answered yet. */
   readonly #waits = new Set<Wait>();
-  /** Recipients that their next hops have accepted. */
+  /** Recipients that their next hops have accepted, or that the spool will take. */
   #accepted = 0;
+  /** Under --fallback: recipients whose next hop is out of reach, and what was said of it. */
+  readonly #missed: Result[] = [];
+  /** The message from its first byte, for those who miss it in the end. */
+  #tee: MessageBuffer | null = null;
+  #upstreamGone = false;
   #state: State = { name: 'envelope' };
   /** Set when the message can no longer be delivered; the rest of it is read and dropped. */
   #refusal: Verdict | null = null;
@@ -78,7 +84,9 @@ export class Transaction {
     this.id = deps.newId();
     this.sender = sender;
     this.#deps = deps;
-    this.#began = deps.now();
+    const { config, client, metrics, log, now } = deps;
+    const facts = { mode: config.mode, client, metrics, log, now };
+    this.#record = new TransactionRecord(this.id, sender.mailbox?.address ?? '', facts);
   }
 
   get state(): State['name'] {
@@ -92,7 +100,7 @@ export class Transaction {
       phase,
       recipients: recipients.length,
     }));
-    return { id: this.id, state: this.state, ms: Math.round(this.#deps.now() - this.#began), legs };
+    return { id: this.id, state: this.state, ms: Math.round(this.#record.milliseconds), legs };
   }
 
   /** Accepted ones, and those still being asked about. */
@@ -108,18 +116,14 @@ export class Transaction {
 
   /** Claim 21: the recipient's next hop is found, connected to and asked, all within --rcpt-deadline. Never rejects. */
   async addRecipient(recipient: Recipient): Promise<Reply> {
-    const record: RecipientRecord = {
-      address: recipient.mailbox.address,
-      nextHop: '',
-      outcome: '',
-      reply: null,
-    };
+    const record = this.#record.add(recipient.mailbox.address);
     this.#records.set(recipient, record);
     const wait = new Wait();
     this.#waits.add(wait);
     const timer = setTimeout(() => wait.cut(), this.#deps.config.rcptDeadlineMs);
     try {
-      const answer = await this.#askNextHop(recipient, record, wait);
+      const { answer: said, reached } = await this.#askNextHop(recipient, record, wait);
+      const answer = !reached && this.#hasFallback ? this.#miss(recipient, record, said) : said;
       record.outcome = recipientResult(answer);
       record.reply = answer.code;
       if (record.outcome === 'accepted') this.#accepted++;
@@ -143,28 +147,49 @@ export class Transaction {
       if (leg.recipients.length > 0) legs.push(leg);
       else void leg.release();
     }
+    const room = this.#deps.spooler === null || (await this.#deps.spooler.hasRoom());
+    if (!room && this.#missed.length > 0) return this.#refuseData(noDiskSpace());
     const answers =
       legs.length === 1
         ? [await legs[0]!.startData()]
         : await Promise.all(legs.map((leg) => leg.startData()));
     if (this.state === 'ended') return transactionAborted();
     const failures = answers.filter((answer) => answer !== null);
-    if (failures.length > 0) return this.#refuseData(refusalOfData(failures));
+    if (failures.length > 0 && !(this.#hasFallback && room)) return this.#refuseData(refusalOfData(failures));
+    const onward = legs.filter((leg, at) => answers[at] === null || this.#missAll(leg, answers[at]!));
+    if (onward.length === 0 && this.#missed.every(({ outcome }) => outcome?.kind === 'rejected'))
+      return this.#refuseData(refusalOfData(failures));
+    this.#startBody(onward, room);
+    return null;
+  }
+
+  /** Under --fallback: the leg is out, and its recipients get the message, or their sender a notification, later. */
+  #missAll(leg: Leg, outcome: Outcome): false {
+    leg.drop();
+    for (const recipient of leg.recipients)
+      this.#missed.push({ recipient, nextHop: leg.nextHop.label, outcome });
+    return false;
+  }
+
+  #startBody(legs: readonly Leg[], room: boolean): void {
     const { config, now } = this.#deps;
     const fanOut = new FanOut(legs, {
       dataTimeoutMs: config.dataTimeoutMs,
       ackTimeoutMs: config.ackTimeoutMs,
+      independent: this.#hasFallback && room,
       now,
       onStandstill: (side, seconds) => {
         this.#standstill[side] += seconds;
       },
     });
-    const only = this.#accepted === 1 ? (legs[0]?.recipients[0] ?? null) : null;
+    const only = this.#accepted === 1 ? (legs[0]?.recipients[0] ?? this.#missed[0]?.recipient ?? null) : null;
     const received = this.#deps.received(this.id, only);
     const maxMessageBytes = this.#sizeLimit(legs, received.length);
     const body = new MessageBody(received, { maxMessageBytes, maxReceived: config.maxReceived });
+    // --mixed spool needs it only where recipients can differ.
+    const keep = this.#hasFallback || (config.mixed === 'spool' && this.#accepted > 1);
+    if (keep && room) this.#tee = this.#deps.spooler?.newBuffer(this.id) ?? null;
     this.#state = { name: 'body', fanOut, body, began: now() };
-    return null;
   }
 
   /**
@@ -177,9 +202,21 @@ export class Transaction {
     const { pieces, end, refusal } = body.push(chunk);
     if (refusal !== null && this.#refusal === null) this.#giveUp({ reply: refusal, result: 'rejected' });
     this.#deps.metrics.messageBytes.add(end === -1 ? chunk.length : end, 'in');
-    if (end === -1) return { end, ready: this.#refusal === null ? fanOut.write(pieces) : null };
+    if (end === -1) return { end, ready: this.#refusal === null ? this.#write(fanOut, pieces) : null };
     this.#last = pieces;
     return { end, ready: null };
+  }
+
+  #write(fanOut: FanOut, pieces: readonly Buffer[]): Promise<void> | null {
+    const ready = fanOut.write(pieces);
+    const teed = this.#teeTakes(pieces);
+    if (ready === null || teed === null) return ready ?? teed;
+    return Promise.all([ready, teed]).then(() => {});
+  }
+
+  /** A buffer that has failed says so again when it is needed. */
+  #teeTakes(pieces: readonly Buffer[]): Promise<void> | null {
+    return this.#tee?.write(pieces)?.catch(() => {}) ?? null;
   }
 
   /** After push() has seen the end: the dots, the acknowledgements, the verdict (claims 22 and 23). */
@@ -188,9 +225,12 @@ export class Transaction {
     const { fanOut, body, began } = this.#state;
     const { metrics } = this.#deps;
     metrics.messageSize.observe(body.octets);
+    const teed = this.#refusal === null ? this.#teeTakes(this.#last) : null;
     const outcomes = this.#refusal === null ? await fanOut.finish(this.#last) : null;
+    if (teed !== null) await teed;
     this.#last = [];
-    const decision = outcomes === null ? this.#verdictBeforeDots(fanOut) : this.#verdictOf(fanOut, outcomes);
+    const decision =
+      outcomes === null ? this.#verdictBeforeDots(fanOut) : await this.#verdictOf(fanOut, outcomes);
     const extra = { bytes: body.octets, bodyMs: Math.round(this.#deps.now() - began) };
     metrics.messageBytes.add(fanOut.bytesOut, 'out');
     this.#end(decision.result, decision.reply, extra);
@@ -205,10 +245,11 @@ export class Transaction {
     if (this.#state.name === 'ended') return;
     for (const wait of this.#waits) wait.cut();
     if (this.#state.name === 'body') {
+      this.#upstreamGone = true;
       if (this.#state.fanOut.dotsSent) return;
       this.#giveUp({ reply: transactionAborted(), result: 'aborted' });
     }
-    this.#end(this.#resultWithoutData(), null, {});
+    this.#end(this.#refusal?.result ?? this.#record.resultWithoutMessage, null, {});
   }
 
   /** Waits for nobody any more: every leg is dropped, and what is not known by now stays unknown. */
@@ -216,20 +257,35 @@ export class Transaction {
     for (const leg of this.#legs.values()) leg.drop();
   }
 
-  #askNextHop(recipient: Recipient, record: RecipientRecord, wait: Wait): Reply | Promise<Reply> {
+  /** `reached`: the answer is the next hop's own, or final. */
+  async #askNextHop(
+    recipient: Recipient,
+    record: RecipientRecord,
+    wait: Wait,
+  ): Promise<{ answer: Reply; reached: boolean }> {
     // Admission gives every recipient a domain; see upstream/admission.ts.
     const domain = recipient.mailbox.domain ?? this.#deps.config.hostname;
     const routed = this.#deps.router.route(domain);
-    const ask = (found: RouteResult | null): Reply | Promise<Reply> => {
-      if (this.#state.name === 'ended') return transactionAborted();
-      if (found === null) return dnsTemporary();
-      if (found.kind !== 'next-hop') return replyToRoute(found);
-      record.nextHop = found.nextHop.label;
-      const leg = this.#legFor(found.nextHop);
-      wait.onCut = () => leg.drop();
-      return leg.addRecipient(recipient);
-    };
-    return routed instanceof Promise ? wait.for(routed).then(ask) : ask(routed);
+    const found = routed instanceof Promise ? await wait.for(routed) : routed;
+    if (this.state === 'ended') return { answer: transactionAborted(), reached: true };
+    if (found === null) return { answer: dnsTemporary(), reached: false };
+    if (found.kind !== 'next-hop')
+      return { answer: refusalOfRoute(found), reached: found.kind !== 'temporary' };
+    record.nextHop = found.nextHop.label;
+    const leg = this.#legFor(found.nextHop);
+    wait.onCut = () => leg.drop();
+    const answer = await leg.addRecipient(recipient);
+    return { answer, reached: leg.isAlive || replyClass(answer) !== 4 };
+  }
+
+  get #hasFallback(): boolean {
+    return this.#deps.config.fallback !== 'none' && this.#deps.spooler !== null;
+  }
+
+  /** The spool takes the recipient whose next hop can't be reached now. */
+  #miss(recipient: Recipient, { nextHop }: RecipientRecord, said: Reply): Reply {
+    this.#missed.push({ recipient, nextHop, outcome: { kind: 'deferred', reply: said } });
+    return recipientOk();
   }
 
   #legFor(nextHop: NextHop): Leg {
@@ -248,7 +304,7 @@ export class Transaction {
   }
 
   #refuseData(refusal: Reply): Reply {
-    for (const leg of this.#legs.values()) for (const each of leg.recipients) this.#record(each, refusal);
+    for (const leg of this.#legs.values()) for (const each of leg.recipients) this.#note(each, refusal);
     this.#end(resultOf(refusal), refusal, {});
     return refusal;
   }
@@ -267,37 +323,40 @@ export class Transaction {
     }
     decision ??= { reply: legLost('a next hop', 'body'), result: 'deferred' };
     for (const leg of this.#legs.values())
-      for (const each of leg.recipients) this.#record(each, decision.reply);
+      for (const each of leg.recipients) this.#note(each, decision.reply);
     return decision;
   }
 
-  #verdictOf({ legs }: FanOut, outcomes: readonly (readonly Outcome[])[]): Verdict {
+  async #verdictOf({ legs }: FanOut, outcomes: readonly (readonly Outcome[])[]): Promise<Verdict> {
     const all: Outcome[] = [];
-    for (const [at, { recipients }] of legs.entries()) {
+    const results: Result[] = [...this.#missed];
+    for (const [at, { recipients, nextHop }] of legs.entries()) {
       for (const [index, recipient] of recipients.entries()) {
         const outcome = outcomes[at]![index]!;
         const record = this.#records.get(recipient)!;
         record.outcome = outcome.kind === 'lost' ? 'deferred' : outcome.kind;
         record.reply = outcome.kind === 'lost' ? null : outcome.reply.code;
         all.push(outcome);
+        results.push({ recipient, nextHop: nextHop.label, outcome });
       }
     }
-    return verdict(all, legs.length);
+    const tee = this.#tee;
+    if (tee === null || !this.#isForSpool(all)) return verdict(all, legs.length);
+    this.#tee = null;
+    return await this.#deps.spooler!.settle(this.id, this.sender, results, tee);
   }
 
-  #record(recipient: Recipient, answer: Reply): void {
+  /** Whether some must get the message from the spool. An upstream that has gone still has it, and will send it again. */
+  #isForSpool(outcomes: readonly Outcome[]): boolean {
+    const accepted = outcomes.filter(({ kind }) => kind === 'accepted').length;
+    if (this.#upstreamGone || (accepted === outcomes.length && this.#missed.length === 0)) return false;
+    return this.#hasFallback || accepted > 0;
+  }
+
+  #note(recipient: Recipient, answer: Reply): void {
     const record = this.#records.get(recipient)!;
     record.outcome = recipientResult(answer);
     record.reply = answer.code;
-  }
-
-  /** Without a message: rejected or deferred when that is what every RCPT was told, else aborted. */
-  #resultWithoutData(): TransactionResult {
-    if (this.#refusal !== null) return this.#refusal.result;
-    const outcomes = [...this.#records.values()].map((record) => record.outcome);
-    if (outcomes.length > 0 && outcomes.every((outcome) => outcome === 'rejected')) return 'rejected';
-    const refused = outcomes.every((outcome) => outcome === 'rejected' || outcome === 'deferred');
-    return outcomes.length > 0 && refused ? 'deferred' : 'aborted';
   }
 
   /** The one gate to the end: legs released, counted, logged. */
@@ -305,69 +364,12 @@ export class Transaction {
     if (this.#state.name === 'ended') return;
     this.#state = { name: 'ended' };
     for (const leg of this.#legs.values()) void leg.release();
-    const { config, metrics, log, now } = this.#deps;
+    if (this.#tee !== null) void this.#deps.spooler?.discard(this.#tee);
     for (const side of ['upstream', 'downstream'] as const) {
-      if (this.#standstill[side] > 0) metrics.backpressure.add(this.#standstill[side], side);
+      if (this.#standstill[side] > 0) this.#deps.metrics.backpressure.add(this.#standstill[side], side);
     }
-    const milliseconds = now() - this.#began;
-    metrics.transactions.inc(config.mode, result);
-    metrics.transactionDuration.observe(milliseconds / 1000, config.mode);
-    for (const { outcome } of this.#records.values()) {
-      if (outcome !== '' && (outcome !== 'accepted' || result !== 'aborted')) metrics.recipients.inc(outcome);
-    }
+    this.#record.end(result, answer?.code ?? null, extra);
     this.#deps.onEnd(this);
-    if (!log.isLevelEnabled('info')) return;
-    log.info({
-      event: 'transaction',
-      id: this.id,
-      client: this.#deps.client,
-      reversePath: this.sender.mailbox?.address ?? '',
-      recipients: [...this.#records.values()],
-      result,
-      reply: answer?.code ?? null,
-      ...extra,
-      ms: Math.round(milliseconds),
-    });
-  }
-}
-
-/** An RCPT's wait, which its deadline or the transaction's end may cut short. */
-class Wait {
-  onCut: () => void = () => {};
-  #isCut = false;
-
-  /** Null when the wait was cut first. */
-  async for<T>(work: Promise<T>): Promise<T | null> {
-    const cut = new Promise<null>((resolve) => {
-      this.onCut = () => resolve(null);
-    });
-    const done = await Promise.race([work, cut]);
-    return this.#isCut ? null : done;
-  }
-
-  cut(): void {
-    this.#isCut = true;
-    this.onCut();
-  }
-}
-
-function replyToRoute(found: Exclude<RouteResult, { kind: 'next-hop' }>): Reply {
-  switch (found.kind) {
-    case 'null-mx':
-      return nullMx();
-    case 'no-domain':
-      return noSuchDomain();
-    case 'temporary':
-      return dnsTemporary();
-    case 'forbidden':
-    case 'unroutable':
-      return unroutable();
-    case 'loop':
-      return routingLoop();
-    case 'no-route':
-      return relayingDenied();
-    default:
-      return found satisfies never;
   }
 }
 

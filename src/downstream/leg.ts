@@ -58,6 +58,11 @@ export class Leg {
     return this.#kept?.session ?? null;
   }
 
+  /** There is a session, and it can be used. */
+  get isAlive(): boolean {
+    return this.session !== null && this.session.lost === null;
+  }
+
   get unsentBytes(): number {
     return this.session?.unsentBytes ?? 0;
   }

@@ -1,4 +1,5 @@
-// Metrics, health and status for operators (INTERFACE.md, HTTP). Read-only; answers from memory, never from a peer.
+// Metrics, health and status for operators (INTERFACE.md, HTTP); from memory, never from a peer.
+// What changes anything is taken from loopback alone.
 import { once } from 'node:events';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
@@ -7,12 +8,18 @@ export type HttpSources = Readonly<{
   metrics: () => Promise<{ contentType: string; text: string }>;
   ready: () => boolean;
   status: () => unknown;
+  /** Claim 10's manual switch. */
+  setFastPath: (enabled: boolean) => void;
+  /** Settles when new transactions run so. Rejects with what is wrong. */
+  setMode: (mode: string, fallback: string | null) => Promise<void>;
 }>;
 
 export type HttpServer = Readonly<{ address: string; close: () => Promise<void> }>;
 
 const MAX_CONNECTIONS = 100;
 const REQUEST_TIMEOUT_MS = 10_000;
+const MAX_BODY_OCTETS = 1024;
+const JSON_TYPE = 'application/json; charset=utf-8';
 
 /** @throws the system's error (EADDRINUSE, EACCES) */
 export async function startHttp(
@@ -36,8 +43,7 @@ async function respond(
   sources: HttpSources,
 ): Promise<void> {
   const path = (request.url ?? '/').split('?')[0];
-  if (path === '/fast-path' || path === '/mode')
-    return send(response, 501, 'not available yet in this version\n');
+  if (path === '/fast-path' || path === '/mode') return await change(request, response, sources, path);
   if (request.method !== 'GET' && request.method !== 'HEAD')
     return send(response, 405, 'only GET and HEAD\n');
   switch (path) {
@@ -50,12 +56,60 @@ async function respond(
     case '/readyz':
       return sources.ready() ? send(response, 200, 'ready\n') : send(response, 503, 'not ready\n');
     case '/status':
-      return send(response, 200, `${JSON.stringify(sources.status())}\n`, 'application/json; charset=utf-8');
+      return send(response, 200, `${JSON.stringify(sources.status())}\n`, JSON_TYPE);
     case '/':
       return send(response, 200, 'cutthrough: /metrics /healthz /readyz /status\n');
     default:
       return send(response, 404, 'not found; there are /metrics /healthz /readyz /status\n');
   }
+}
+
+/** What changes the proxy is done from this machine alone. */
+async function change(
+  request: IncomingMessage,
+  response: ServerResponse,
+  sources: HttpSources,
+  path: '/fast-path' | '/mode',
+): Promise<void> {
+  if (request.method !== 'POST') return send(response, 405, 'only POST\n');
+  if (!isLoopback(request.socket.remoteAddress ?? '')) return send(response, 403, 'only from loopback\n');
+  const body = await readJson(request);
+  if (body === null)
+    return send(response, 400, `expected a JSON object of at most ${MAX_BODY_OCTETS} octets\n`);
+  if (path === '/fast-path') {
+    if (typeof body.enabled !== 'boolean')
+      return send(response, 400, 'expected {"enabled": true or false}\n');
+    sources.setFastPath(body.enabled);
+    return send(response, 200, `${JSON.stringify({ enabled: body.enabled })}\n`, JSON_TYPE);
+  }
+  const { mode, fallback = null } = body;
+  if (typeof mode !== 'string' || (fallback !== null && typeof fallback !== 'string'))
+    return send(response, 400, 'expected {"mode": "..."}, and "fallback" if it is to change\n');
+  try {
+    await sources.setMode(mode, fallback);
+  } catch (error) {
+    return send(response, 400, `${(error as Error).message}\n`);
+  }
+  return send(response, 200, `${JSON.stringify({ mode, fallback })}\n`, JSON_TYPE);
+}
+
+async function readJson(request: IncomingMessage): Promise<Readonly<Record<string, unknown>> | null> {
+  let text = '';
+  for await (const chunk of request.setEncoding('utf8')) {
+    text += chunk;
+    if (text.length > MAX_BODY_OCTETS) return null;
+  }
+  try {
+    const value: unknown = JSON.parse(text);
+    const isObject = typeof value === 'object' && value !== null;
+    return isObject ? (value as Readonly<Record<string, unknown>>) : null;
+  } catch {
+    return null;
+  }
+}
+
+function isLoopback(address: string): boolean {
+  return address === '::1' || /^(::ffff:)?127\./.test(address);
 }
 
 function send(

@@ -7,6 +7,15 @@ import { createHash } from 'node:crypto';
 import { isIP } from 'node:net';
 import type { Route, StaticHost, TlsPolicy } from '../config.ts';
 import { formatHostPort } from '../option-kinds.ts';
+import {
+  dnsTemporary,
+  noSuchDomain,
+  nullMx,
+  type Reply,
+  relayingDenied,
+  routingLoop,
+  unroutable,
+} from '../smtp/reply.ts';
 import type { Candidate, MxResolver, MxResult } from './mx.ts';
 
 /** One server to try. */
@@ -89,6 +98,27 @@ function mostSpecific<T>(targets: ReadonlyMap<string, T>, domain: string): T | u
   for (let dot = domain.indexOf('.'); dot !== -1 && target === undefined; dot = domain.indexOf('.', dot + 1))
     target = targets.get(domain.slice(dot));
   return target ?? targets.get('*');
+}
+
+/** What a recipient gets whose domain leads to no next hop (INTERFACE.md's table). */
+export function refusalOfRoute(found: Exclude<RouteResult, { kind: 'next-hop' }>): Reply {
+  switch (found.kind) {
+    case 'null-mx':
+      return nullMx();
+    case 'no-domain':
+      return noSuchDomain();
+    case 'temporary':
+      return dnsTemporary();
+    case 'forbidden':
+    case 'unroutable':
+      return unroutable();
+    case 'loop':
+      return routingLoop();
+    case 'no-route':
+      return relayingDenied();
+    default:
+      return found satisfies never;
+  }
 }
 
 function staticNextHop(written: readonly StaticHost[]): NextHop {

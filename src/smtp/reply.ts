@@ -222,6 +222,17 @@ export function mixed(counts: Readonly<{ accepted: number; total: number; tempor
     : reply(554, '5.5.0', `${text}; permanently refused for the others`);
 }
 
+// ---- The spool ----
+
+/** Claim 7: on disk, and ours to deliver. */
+export const queued = (id: string) => reply(250, '2.0.0', `queued as ${id}`);
+export const noDiskSpace = () => reply(452, '4.3.1', 'insufficient system storage, try again later');
+export const storageFailed = () => reply(451, '4.3.0', 'the message could not be stored, try again later');
+/** Claim 10, by hand and without a fallback. */
+export const fastPathDisabled = () => reply(451, '4.3.2', 'not accepting messages, try again later');
+/** For the notification after --max-queue-age where no next hop ever said anything. */
+export const queueTimeExpired = () => reply(451, '4.4.7', 'delivery time expired');
+
 const PHASE_LABELS: Readonly<Record<string, string>> = {
   mail: 'sending MAIL',
   rcpt: 'sending RCPT',

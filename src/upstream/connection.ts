@@ -18,6 +18,7 @@ import { decodeCommandLine, parseMail, parseRcpt } from '../smtp/address.ts';
 import type { Recipient, Sender } from '../smtp/envelope.ts';
 import * as replies from '../smtp/reply.ts';
 import { formatReply, type Reply, replyClass } from '../smtp/reply.ts';
+import type { StoredTransaction } from '../spool/stored-transaction.ts';
 import type { Admission } from './admission.ts';
 import { WireStream } from './wire-stream.ts';
 
@@ -40,11 +41,16 @@ export type SessionContext = Readonly<{
   startTls: boolean;
   /** DSN is offered: it can be honoured at every next hop. */
   offersDsn: () => boolean;
-  newTransaction: (sender: Sender, client: Client) => Transaction;
+  newTransaction: (sender: Sender, client: Client) => MailTransaction;
+  /** Why no mail is taken at present, or null. */
+  refusesMail: () => Reply | null;
   /** False above --max-connections. */
   hasRoom: () => boolean;
   onClosed: () => void;
 }>;
+
+/** Cut through, or stored first. */
+type MailTransaction = Transaction | StoredTransaction;
 
 type Resume = () => void;
 type Slot = { reply: Reply | null };
@@ -91,7 +97,7 @@ export class UpstreamConnection extends SMTPConnection {
   /** The chunk that the last RCPT came in. */
   #rcptChunks = 0;
   readonly #patience = new Deadline(() => this.#onImpatient());
-  #transaction: Transaction | null = null;
+  #transaction: MailTransaction | null = null;
   #draining = false;
   /** After a refused DATA the next lines may be a body that was sent regardless. */
   #refusedData = false;
@@ -252,6 +258,8 @@ export class UpstreamConnection extends SMTPConnection {
     if (!this.hostNameAppearsAs) return replies.badSequence('send EHLO first');
     if (config.requireTls && !this.secure) return replies.mustStartTls();
     if (this.#transaction !== null) return replies.badSequence('nested MAIL command');
+    const refused = this.#context.refusesMail();
+    if (refused !== null) return refused;
     const parsed = parseMail(text);
     if (!parsed.ok) return parsed.reply;
     // RFC 1870 §6.1.
@@ -281,7 +289,7 @@ export class UpstreamConnection extends SMTPConnection {
     else this.#whenRead(next);
   }
 
-  #admit(text: string, transaction: Transaction): Recipient | Reply {
+  #admit(text: string, transaction: MailTransaction): Recipient | Reply {
     const { config, admission } = this.#context;
     const parsed = parseRcpt(text, { smtputf8: transaction.sender.params.smtputf8 });
     if (!parsed.ok) return parsed.reply;
@@ -326,7 +334,7 @@ export class UpstreamConnection extends SMTPConnection {
     next();
   }
 
-  async #onEndOfData(transaction: Transaction, resume: Resume): Promise<void> {
+  async #onEndOfData(transaction: MailTransaction, resume: Resume): Promise<void> {
     this.#patience.lift();
     const reply = await transaction.finish().catch((error: unknown) => this.#bug(error));
     this.#transaction = null;

@@ -209,9 +209,17 @@ describe('HTTP', () => {
     phase_duration_seconds: ['phase'],
     transaction_duration_seconds: ['mode'],
     backpressure_seconds_total: ['side'],
+    fast_path_enabled: [],
+    fast_path_disabled_total: [],
+    spool_messages: ['where'],
+    spool_bytes: ['where'],
+    queue_messages: [],
+    queue_oldest_age_seconds: [],
+    queue_attempts_total: [],
+    dsn_total: [],
   };
 
-  it('has every metric of cut-through with its labels, and no address or domain in any', async () => {
+  it('has every metric with its labels, and no address or domain in any', async () => {
     proxy = await startProxy([{}]);
     const client = await proxy.client();
     expect(await client.send('s@src.example', ['u@a.example'], 'x: y\r\n\r\n')).toMatch(/^250/);
@@ -285,8 +293,8 @@ describe('createProxy()', () => {
   });
 
   it('refuses options of features that are not built', async () => {
-    const unbuilt = { mode: 'spool', spoolDir: '/tmp/x' } as unknown as Options;
-    await expect(createProxy(unbuilt)).rejects.toThrow(/mode[\s\S]*spoolDir/);
+    const unbuilt = { mixed: 'split', xclient: '10.0.0.0/8' } as unknown as Options;
+    await expect(createProxy(unbuilt)).rejects.toThrow(/mixed[\s\S]*xclient/);
   });
 
   it('rejects when an address is taken, and leaves no listener behind', async () => {

@@ -38,7 +38,7 @@ describe('help', () => {
     const { status, stdout } = cutthrough(['serve', '--help']);
     expect(status).toBe(0);
     for (const name of OPTION_NAMES) expect(stdout).toContain(`  --${name} `);
-    expect(stdout.replace(/\s+/g, ' ')).toMatch(/--spool-dir <DIR> [^-]*\(not available yet\)/);
+    expect(stdout.replace(/\s+/g, ' ')).toMatch(/--xclient <CIDR> [^-]*\(not available yet\)/);
   });
 });
 
@@ -97,10 +97,10 @@ describe('wrong usage exits 2 and says so on one line each', () => {
     [['serve', '--mx-prt=25'], ['--mx-prt: unknown flag; the nearest known one is --mx-port']],
     [['serve', '--require-tls=maybe'], ['--require-tls maybe: must be true or false']],
     [
-      ['serve', '--lisen', 'smtp://[::1]:0', '--mode', 'spool', '--http', 'of'],
+      ['serve', '--lisen', 'smtp://[::1]:0', '--mixed', 'split', '--http', 'of'],
       [
         '--lisen: unknown flag; the nearest known one is --listen',
-        '--mode spool is not available yet in this version; use --mode cut-through',
+        '--mixed split is not available yet in this version; use --mixed fail or spool',
         '--http of: needs a port: host:port',
       ],
     ],
@@ -125,10 +125,10 @@ describe('wrong usage exits 2 and says so on one line each', () => {
   });
 });
 
-test('queue says that it is not available yet', () => {
-  const { status, stdout, stderr } = cutthrough(['queue', 'list', '--json']);
+test('queue says where it looked for a spool', () => {
+  const { status, stdout, stderr } = cutthrough(['queue', 'list', '--json', '--spool-dir', '/no/spool']);
   expect({ status, stdout }).toEqual({ status: 1, stdout: '' });
-  expect(stderr).toEqual([expect.stringContaining('not available yet in this version')]);
+  expect(stderr).toEqual([expect.stringContaining('there is no spool at /no/spool')]);
 });
 
 test('serve fails in one line when the certificate is missing', () => {

@@ -1,7 +1,7 @@
 // The order of the last bytes and the dots, with legs that do what the test says: a kernel's buffers can't be told to
 // keep a rest back, so the legs here are stand-ins for the few members that the fan-out uses.
 import { expect, it } from 'vitest';
-import { FanOut, type FanOutDeps } from '../../src/cut-through/fan-out.ts';
+import { FanOut, type FanOutDeps } from '../../src/downstream/fan-out.ts';
 import type { Leg } from '../../src/downstream/leg.ts';
 import type { Outcome } from '../../src/downstream/outcome.ts';
 import { reply } from '../../src/smtp/reply.ts';

@@ -1,14 +1,18 @@
 // Sends the body to every leg in step, then the dots (DESIGN.md, invariants 2, 3 and 5; claim 21).
 // The slowest leg sets the pace: write() tells the caller to wait. No leg gets its dot before every leg has taken all
 // body bytes. When a leg is lost, stalls or speaks before that, all are dropped without a dot, so nobody has the
-// message; `failure` then says why, and later calls do nothing.
-import type { Leg } from '../downstream/leg.ts';
-import type { Outcome } from '../downstream/outcome.ts';
+// message; `failure` then says why, and later calls do nothing. Where a buffer keeps the message for those who miss it
+// (`independent`), only that leg is dropped, and the others go on.
+
 import { END_OF_DATA } from '../smtp/wire.ts';
+import type { Leg } from './leg.ts';
+import type { Outcome } from './outcome.ts';
 
 export type FanOutDeps = Readonly<{
   dataTimeoutMs: number;
   ackTimeoutMs: number;
+  /** A lost leg costs the others nothing, since its recipients' copies come from a buffer later. */
+  independent?: boolean;
   now: () => number;
   /** Seconds that the body stood still, by the side waited for. */
   onStandstill: (side: 'upstream' | 'downstream', seconds: number) => void;
@@ -20,12 +24,15 @@ export type Failure = Readonly<{ leg: Leg; outcome: Outcome }>;
 const JOIN_OCTETS = 16 * 1024;
 
 export class FanOut {
+  /** Why all legs were dropped; never set where they are independent. */
   failure: Failure | null = null;
   /** Octets written to the legs, all together. */
   bytesOut = 0;
 
   readonly legs: readonly Leg[];
   readonly #deps: FanOutDeps;
+  /** The independent legs that are no more. */
+  readonly #lost = new Map<Leg, Outcome>();
   #dotsSent = false;
   #idleSince: number;
 
@@ -69,9 +76,8 @@ export class FanOut {
     }
     if (this.failure !== null) return null;
     this.#dotsSent = true;
-    const { ackTimeoutMs } = this.#deps;
-    if (only !== undefined && others.length === 0) return [await only.finish(last, ackTimeoutMs)];
-    return await Promise.all(this.legs.map((leg) => leg.finish(null, ackTimeoutMs)));
+    if (only !== undefined && others.length === 0) return [await this.#dot(only, last)];
+    return await Promise.all(this.legs.map((leg) => this.#dot(leg, null)));
   }
 
   /** Whether a next hop may have the whole message. */
@@ -84,12 +90,18 @@ export class FanOut {
     for (const leg of this.legs) leg.drop();
   }
 
+  #dot(leg: Leg, last: Buffer | null): readonly Outcome[] | Promise<readonly Outcome[]> {
+    const lost = this.#lost.get(leg);
+    return lost === undefined ? leg.finish(last, this.#deps.ackTimeoutMs) : leg.recipients.map(() => lost);
+  }
+
   #writeToAll(pieces: readonly Buffer[]): boolean {
     const joined = join(pieces);
     let took = true;
     this.#countOut(pieces);
-    for (const { session } of this.legs) {
-      if (session === null) continue;
+    for (const leg of this.legs) {
+      const { session } = leg;
+      if (session === null || this.#lost.has(leg)) continue;
       if (joined.length > 1) session.cork();
       for (const piece of joined) took = session.write(piece) && took;
       if (joined.length > 1) session.uncork();
@@ -99,12 +111,13 @@ export class FanOut {
 
   /** Waits for every leg; one that isn't ready within --data-timeout is lost. */
   async #untilAll(ready: (leg: Leg) => Promise<void> | undefined): Promise<void> {
-    if (this.failure !== null || this.legs.every((leg) => leg.unsentBytes === 0)) return;
-    const waiting = new Set(this.legs);
+    const live = this.legs.filter((leg) => !this.#lost.has(leg));
+    if (this.failure !== null || live.every((leg) => leg.unsentBytes === 0)) return;
+    const waiting = new Set(live);
     const timer = setTimeout(() => {
       for (const leg of waiting) this.#fail(leg, stalled(leg));
     }, this.#deps.dataTimeoutMs);
-    const each = this.legs.map(async (leg) => {
+    const each = live.map(async (leg) => {
       await ready(leg);
       waiting.delete(leg);
     });
@@ -119,7 +132,11 @@ export class FanOut {
   }
 
   #fail(leg: Leg, outcome: Outcome): void {
-    if (this.failure !== null) return;
+    if (this.failure !== null || this.#lost.has(leg)) return;
+    if (this.#deps.independent) {
+      this.#lost.set(leg, outcome);
+      return leg.drop();
+    }
     this.failure = { leg, outcome };
     this.drop();
   }

@@ -1,8 +1,8 @@
 // What must be known of a message while its bytes run through: where it ends, that it is innocent (wire.ts), not too
 // big, and not in a loop. Puts our Received line before the first byte (RFC 5321 §4.4). Pure but for its own state.
-import { HeaderScanner } from '../smtp/received.ts';
-import { bareNewline, mailLoop, messageTooBig, type Reply } from '../smtp/reply.ts';
-import { WireScanner } from '../smtp/wire.ts';
+import { HeaderScanner } from './received.ts';
+import { bareNewline, mailLoop, messageTooBig, type Reply } from './reply.ts';
+import { WireScanner } from './wire.ts';
 
 export type MessageLimits = Readonly<{ maxMessageBytes: number; maxReceived: number }>;
 

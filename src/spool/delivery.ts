@@ -1,0 +1,92 @@
+// One next hop's share of a buffered message: the envelope, the body from its start, the dot, the outcomes (claim 5).
+// Owns its leg, which is released at the end, whatever the end is.
+import { FanOut } from '../downstream/fan-out.ts';
+import { Leg, type LegDeps } from '../downstream/leg.ts';
+import { type Outcome, outcomeOf } from '../downstream/outcome.ts';
+import type { NextHop } from '../routing/routes.ts';
+import type { Recipient, Sender } from '../smtp/envelope.ts';
+
+export type DeliveryDeps = Readonly<{
+  leg: LegDeps;
+  dataTimeoutMs: number;
+  ackTimeoutMs: number;
+}>;
+
+export type Delivery = Readonly<{
+  sender: Sender;
+  recipients: readonly Recipient[];
+  /** Wire form without the final line, from the first octet. */
+  body: () => AsyncIterable<Buffer>;
+}>;
+
+export type Delivered = Readonly<{
+  /** One for each recipient. */
+  outcomes: ReadonlyMap<Recipient, Outcome>;
+  /** False: no session could be opened (claim 21's attempts included). */
+  reached: boolean;
+}>;
+
+/** `soft`: a leg whose dot is not out is dropped; `hard`: every leg. */
+export type Interrupt = Readonly<{ soft: AbortSignal; hard: AbortSignal }>;
+
+/** Never rejects. */
+export async function deliver(
+  nextHop: NextHop,
+  { sender, recipients, body }: Delivery,
+  deps: DeliveryDeps,
+  interrupt: Interrupt,
+): Promise<Delivered> {
+  const leg = new Leg(nextHop, sender, deps.leg);
+  const outcomes = new Map<Recipient, Outcome>();
+  const drop = () => leg.drop();
+  const dropBeforeDot = () => {
+    if (leg.phase !== 'dot') leg.drop();
+  };
+  interrupt.soft.addEventListener('abort', dropBeforeDot);
+  interrupt.hard.addEventListener('abort', drop);
+  if (interrupt.soft.aborted || interrupt.hard.aborted) leg.drop();
+  try {
+    const answers = await Promise.all(recipients.map((recipient) => leg.addRecipient(recipient)));
+    for (const [at, answer] of answers.entries()) {
+      const outcome = outcomeOf(answer);
+      if (outcome !== null && outcome.kind !== 'accepted') outcomes.set(recipients[at]!, outcome);
+    }
+    if (leg.recipients.length > 0) {
+      const results = await sendBody(leg, body, deps);
+      for (const [at, recipient] of leg.recipients.entries()) outcomes.set(recipient, results[at]!);
+    }
+    return { outcomes, reached: leg.session !== null };
+  } finally {
+    interrupt.soft.removeEventListener('abort', dropBeforeDot);
+    interrupt.hard.removeEventListener('abort', drop);
+    void leg.release();
+  }
+}
+
+/** The outcomes in the order of the leg's recipients. */
+async function sendBody(leg: Leg, body: Delivery['body'], deps: DeliveryDeps): Promise<readonly Outcome[]> {
+  const forAll = (outcome: Outcome) => leg.recipients.map(() => outcome);
+  const refusal = await leg.startData();
+  if (refusal !== null) return forAll(refusal);
+  const fanOut = new FanOut([leg], {
+    dataTimeoutMs: deps.dataTimeoutMs,
+    ackTimeoutMs: deps.ackTimeoutMs,
+    now: deps.leg.now,
+    onStandstill: () => {},
+  });
+  let last: Buffer[] = [];
+  try {
+    for await (const chunk of body()) {
+      const ready = fanOut.write(last);
+      if (ready !== null) await ready;
+      if (fanOut.failure !== null) break;
+      last = [chunk];
+    }
+  } catch {
+    // The buffer can't be read any more. A message cut short must not be completed: no dot.
+    fanOut.drop();
+    return forAll({ kind: 'lost', nextHop: leg.nextHop.label, phase: 'body', dotSent: false });
+  }
+  const outcomes = await fanOut.finish(last);
+  return outcomes?.[0] ?? forAll(fanOut.failure!.outcome);
+}

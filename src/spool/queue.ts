@@ -1,0 +1,579 @@
+// The queue (claims 8 and 9): every message on disk that some recipient still misses, tried again by schedule until all
+// recipients are final: delivered, refused for good, or too old. What is kept in memory of a message is an entry of a
+// few hundred octets; its envelope and body are read when a delivery begins.
+//
+// Deliveries run in lanes, one for each next hop. A lane begins with one delivery at a time, and goes to its full
+// number once the next hop has answered. Where it does not, the lane is down: its messages wait until the lane is due
+// again, and then one of them is the probe. Lanes take turns, and those that have not proven themselves have half of
+// all places at most, so that next hops which swallow connections don't starve those that answer.
+//
+// Owns its entries, timers and lanes; the store owns the files. Nothing here rejects but show(), retry() and remove().
+import type { Logger } from 'pino';
+import type { Config } from '../config.ts';
+import type { LegDeps } from '../downstream/leg.ts';
+import type { Outcome } from '../downstream/outcome.ts';
+import type { SessionPool } from '../downstream/pool.ts';
+import { type NextHop, type RouteResult, refusalOfRoute } from '../routing/routes.ts';
+import { queueTimeExpired, type Reply } from '../smtp/reply.ts';
+import { MemoryBudget, MessageBuffer } from './buffer.ts';
+import { deliver, type Interrupt } from './delivery.ts';
+import { composeDsn, type DsnKind, readOriginal, toBeNotified } from './dsn.ts';
+import { DamagedError, type QueuedMessage, type QueuedSummary, type RecipientState } from './envelope.ts';
+import { retryDelay } from './schedule.ts';
+import type { SpoolStore } from './store.ts';
+
+type QueueConfig = Pick<
+  Config,
+  'hostname' | 'retryScheduleMs' | 'maxQueueAgeMs' | 'dataTimeoutMs' | 'ackTimeoutMs'
+>;
+
+export type QueueDeps = Readonly<{
+  store: SpoolStore;
+  /** Of the moment. */
+  config: () => QueueConfig;
+  route: (domain: string) => RouteResult | Promise<RouteResult>;
+  /** For a lane, which keeps its session from message to message in its own pool. */
+  newPool: () => SessionPool;
+  legDeps: (pool: SessionPool) => LegDeps;
+  newId: () => string;
+  /** Epoch milliseconds, for what is written down. */
+  now: () => number;
+  /** Milliseconds, monotonic, for what is waited for: a clock that jumps neither expires nor delays anything. */
+  monotonic: () => number;
+  random: () => number;
+  log: Logger;
+  onAttempt: (result: 'delivered' | 'deferred' | 'rejected' | 'expired') => void;
+  onDsn: (kind: DsnKind) => void;
+}>;
+
+/** What `queue list` shows of a message. */
+export type Listed = Readonly<{
+  id: string;
+  queuedAt: number;
+  octets: number;
+  attempts: number;
+  nextAttemptAt: number;
+  domains: readonly string[];
+  state: 'waiting' | 'active';
+}>;
+
+/** What became of recipients, by their place in the message. */
+export type Results = ReadonlyMap<number, Readonly<{ outcome: Outcome; nextHop: string }>>;
+
+type Entry = {
+  readonly id: string;
+  readonly octets: number;
+  readonly queuedAt: number;
+  /** On the monotonic clock. */
+  readonly expiresAt: number;
+  /** Of the recipients that are not final. */
+  domains: readonly string[];
+  attempts: number;
+  nextAttemptAt: number;
+  /** Until the next attempt, once this one is over. */
+  delayMs: number;
+  timer: NodeJS.Timeout | null;
+  /** Those in which it waits or is being delivered. */
+  readonly lanes: Set<Lane>;
+  /** Settles when the last change of the envelope is written: one after the other. */
+  turn: Promise<void>;
+};
+
+type Lane = {
+  readonly nextHop: NextHop;
+  readonly pool: SessionPool;
+  readonly waiting: Map<Entry, readonly string[]>;
+  running: number;
+  proven: boolean;
+  failures: number;
+  /** On the monotonic clock; not tried before. */
+  downUntil: number;
+};
+
+/** Deliveries at a time, to all next hops and to one: each may hold a socket, a file and a few chunks of its body. */
+const MAX_RUNNING = 100;
+const MAX_RUNNING_PER_NEXT_HOP = 10;
+/** Lookups at a time; all that is due after a restart comes at once. */
+const MAX_ROUTING = 50;
+
+export class Queue {
+  readonly #deps: QueueDeps;
+  readonly #entries = new Map<string, Entry>();
+  readonly #lanes = new Map<string, Lane>();
+  readonly #stop = new AbortController();
+  readonly #cutOff = new AbortController();
+  /** For every delivery whose outcome the queue waits for. */
+  readonly interrupt: Interrupt = { soft: this.#stop.signal, hard: this.#cutOff.signal };
+  /** What stop() waits for. */
+  readonly #work = new Set<Promise<void>>();
+  #running = 0;
+  #runningUnproven = 0;
+  #routing = 0;
+  readonly #toRoute: Entry[] = [];
+  #octets = 0;
+
+  constructor(deps: QueueDeps) {
+    this.#deps = deps;
+  }
+
+  get size(): number {
+    return this.#entries.size;
+  }
+
+  /** Of all bodies on disk. */
+  get octets(): number {
+    return this.#octets;
+  }
+
+  /** Seconds since the 250 of the message that has waited longest. */
+  get oldestAgeSeconds(): number {
+    let oldest = this.#deps.now();
+    for (const { queuedAt } of this.#entries.values()) oldest = Math.min(oldest, queuedAt);
+    return Math.max(0, this.#deps.now() - oldest) / 1000;
+  }
+
+  /** Takes up what the store has found at the start. */
+  recover(messages: readonly QueuedSummary[]): void {
+    for (const message of messages) this.#schedule(this.#enter(message));
+  }
+
+  /**
+   * Takes on a message that is on disk.
+   * @param rejected recipients, by their place, that their next hop has refused for good: the sender is told now
+   * @param running deliveries that began before, and what comes of them; no other attempt is made meanwhile
+   */
+  add(message: QueuedMessage, now: { rejected?: Results; running?: Promise<Results> } = {}): void {
+    const pending = message.recipients.filter(({ state }) => state === 'pending');
+    const domains = domainsOf(pending);
+    const entry = this.#enter({ ...message, domains });
+    entry.delayMs = Math.max(0, message.nextAttemptAt - this.#deps.now());
+    const first = now.running ?? Promise.resolve(now.rejected ?? new Map());
+    if (now.running === undefined && now.rejected === undefined) return this.#schedule(entry);
+    this.#track(first.then((results) => this.#record(entry, results)).then(() => this.#settle(entry)));
+  }
+
+  list(): readonly Listed[] {
+    return [...this.#entries.values()].map(
+      ({ id, queuedAt, octets, attempts, nextAttemptAt, domains, timer }) => ({
+        id,
+        queuedAt,
+        octets,
+        attempts,
+        nextAttemptAt,
+        domains,
+        state: timer === null ? 'active' : 'waiting',
+      }),
+    );
+  }
+
+  /** Tries again now, also where the next hop counts as down. @returns false: no such message */
+  retry(id: string): boolean {
+    const entry = this.#entries.get(id);
+    if (entry === undefined) return false;
+    for (const lane of this.#lanes.values()) lane.downUntil = 0;
+    if (entry.timer === null) return true;
+    clearTimeout(entry.timer);
+    this.#due(entry);
+    return true;
+  }
+
+  /** Without a word to anybody. @returns why not, or null */
+  async remove(id: string, dryRun: boolean): Promise<string | null> {
+    const entry = this.#entries.get(id);
+    if (entry === undefined) return 'no such message';
+    if (entry.timer === null) return 'it is being delivered; try again later';
+    if (dryRun) return null;
+    this.#forget(entry);
+    await this.#deps.store.remove(id);
+    return null;
+  }
+
+  /**
+   * No further attempts. Those at their dot are waited for, all others dropped; everything stays on disk.
+   * @param graceMs until those at their dot are dropped, too
+   */
+  async stop(graceMs: number): Promise<void> {
+    this.#stop.abort();
+    const timer = setTimeout(() => this.#cutOff.abort(), graceMs);
+    for (const entry of this.#entries.values()) if (entry.timer !== null) clearTimeout(entry.timer);
+    while (this.#work.size > 0) await Promise.all(this.#work);
+    clearTimeout(timer);
+    await Promise.all([...this.#lanes.values()].map(({ pool }) => pool.close()));
+  }
+
+  // ---- a message's way: due, routed, in its lanes, settled ----
+
+  #enter(message: QueuedSummary): Entry {
+    const age = Math.max(0, this.#deps.now() - message.queuedAt);
+    const longest = Math.max(...this.#deps.config().retryScheduleMs) * 1.2;
+    const entry: Entry = {
+      id: message.id,
+      octets: message.octets,
+      queuedAt: message.queuedAt,
+      expiresAt: this.#deps.monotonic() + this.#deps.config().maxQueueAgeMs - age,
+      domains: message.domains,
+      attempts: message.attempts,
+      nextAttemptAt: message.nextAttemptAt,
+      // A clock that was set back must not put an attempt off for days.
+      delayMs: Math.min(Math.max(0, message.nextAttemptAt - this.#deps.now()), longest),
+      timer: null,
+      lanes: new Set(),
+      turn: Promise.resolve(),
+    };
+    this.#entries.set(entry.id, entry);
+    this.#octets += entry.octets;
+    return entry;
+  }
+
+  #schedule(entry: Entry): void {
+    if (this.#stop.signal.aborted) return;
+    const untilExpiry = Math.max(0, entry.expiresAt - this.#deps.monotonic());
+    const delayMs = Math.min(entry.delayMs, untilExpiry);
+    entry.nextAttemptAt = this.#deps.now() + delayMs;
+    entry.timer = setTimeout(() => this.#due(entry), delayMs);
+  }
+
+  #due(entry: Entry): void {
+    entry.timer = null;
+    this.#toRoute.push(entry);
+    this.#routeNext();
+  }
+
+  #routeNext(): void {
+    while (this.#routing < MAX_ROUTING && this.#toRoute.length > 0 && !this.#stop.signal.aborted) {
+      this.#routing++;
+      const begin = this.#begin(this.#toRoute.shift()!).finally(() => {
+        this.#routing--;
+        this.#routeNext();
+      });
+      this.#track(begin);
+    }
+  }
+
+  async #begin(entry: Entry): Promise<void> {
+    if (this.#deps.monotonic() >= entry.expiresAt) return await this.#expire(entry);
+    entry.attempts++;
+    entry.delayMs = this.#retryDelay(entry.attempts);
+    const unroutable = new Map<string, Reply>();
+    const byLane = new Map<Lane, string[]>();
+    for (const domain of entry.domains) {
+      const found = await this.#deps.route(domain);
+      if (found.kind !== 'next-hop') {
+        unroutable.set(domain, refusalOfRoute(found));
+        continue;
+      }
+      const lane = this.#laneFor(found.nextHop);
+      byLane.set(lane, [...(byLane.get(lane) ?? []), domain]);
+    }
+    for (const [lane, domains] of byLane) {
+      entry.lanes.add(lane);
+      lane.waiting.set(entry, domains);
+    }
+    if (unroutable.size > 0) await this.#recordUnroutable(entry, unroutable);
+    for (const lane of byLane.keys()) if (this.#isDown(lane)) this.#sendAway(lane, entry);
+    if (entry.lanes.size === 0) await this.#settle(entry);
+    else this.#pump();
+  }
+
+  /** The lane is down: the message comes back when it is due again. */
+  #sendAway(lane: Lane, entry: Entry): void {
+    if (!lane.waiting.delete(entry)) return;
+    entry.lanes.delete(lane);
+    const wait = lane.downUntil - this.#deps.monotonic();
+    // Some later than others, so that the first one back is the probe.
+    entry.delayMs = Math.min(entry.delayMs, Math.max(1, wait * (1 + this.#deps.random() / 10)));
+  }
+
+  /** The attempt is over in every lane. */
+  async #settle(entry: Entry): Promise<void> {
+    await entry.turn;
+    if (this.#entries.get(entry.id) !== entry || this.#stop.signal.aborted) return;
+    if (entry.domains.length > 0) return this.#schedule(entry);
+    this.#forget(entry);
+    await this.#deps.store.remove(entry.id).catch((error: unknown) => this.#complain(entry, error));
+  }
+
+  async #expire(entry: Entry): Promise<void> {
+    try {
+      const message = await this.#deps.store.load(entry.id);
+      const results = new Map<number, { outcome: Outcome; nextHop: string }>();
+      for (const [at, { state, reply, nextHop }] of message.recipients.entries()) {
+        if (state === 'pending')
+          results.set(at, { outcome: { kind: 'rejected', reply: reply ?? queueTimeExpired() }, nextHop });
+      }
+      await this.#record(entry, results, 'expired');
+    } catch (error) {
+      return this.#complain(entry, error);
+    }
+    entry.delayMs = this.#retryDelay(1);
+    await this.#settle(entry);
+  }
+
+  #forget(entry: Entry): void {
+    if (entry.timer !== null) clearTimeout(entry.timer);
+    if (this.#entries.delete(entry.id)) this.#octets -= entry.octets;
+  }
+
+  // ---- lanes ----
+
+  #laneFor(nextHop: NextHop): Lane {
+    let lane = this.#lanes.get(nextHop.key);
+    if (lane === undefined) {
+      const pool = this.#deps.newPool();
+      lane = { nextHop, pool, waiting: new Map(), running: 0, proven: false, failures: 0, downUntil: 0 };
+      this.#lanes.set(nextHop.key, lane);
+    }
+    return lane;
+  }
+
+  #isDown(lane: Lane): boolean {
+    return lane.downUntil > this.#deps.monotonic();
+  }
+
+  #pump(): void {
+    let idleLanes = 0;
+    while (this.#running < MAX_RUNNING && idleLanes < this.#lanes.size && !this.#stop.signal.aborted) {
+      const [key, lane] = this.#lanes.entries().next().value!;
+      // To the end of the line.
+      this.#lanes.delete(key);
+      this.#lanes.set(key, lane);
+      if (this.#mayRun(lane)) {
+        idleLanes = 0;
+        const [entry, domains] = lane.waiting.entries().next().value!;
+        lane.waiting.delete(entry);
+        this.#track(this.#run(lane, entry, domains));
+      } else {
+        idleLanes++;
+      }
+    }
+  }
+
+  #mayRun(lane: Lane): boolean {
+    if (lane.waiting.size === 0) return false;
+    if (lane.proven) return lane.running < MAX_RUNNING_PER_NEXT_HOP;
+    return lane.running === 0 && this.#runningUnproven < MAX_RUNNING / 2;
+  }
+
+  async #run(lane: Lane, entry: Entry, domains: readonly string[]): Promise<void> {
+    const { proven } = lane;
+    lane.running++;
+    this.#running++;
+    if (!proven) this.#runningUnproven++;
+    try {
+      const { reached, results } = await this.#deliver(lane, entry, domains);
+      this.#judge(lane, reached);
+      await this.#record(entry, results);
+    } catch (error) {
+      this.#complain(entry, error);
+    } finally {
+      lane.running--;
+      this.#running--;
+      if (!proven) this.#runningUnproven--;
+      entry.lanes.delete(lane);
+      if (entry.lanes.size === 0) await this.#settle(entry);
+      if (lane.running === 0 && lane.waiting.size === 0) this.#retire(lane);
+      this.#pump();
+    }
+  }
+
+  async #deliver(
+    lane: Lane,
+    entry: Entry,
+    domains: readonly string[],
+  ): Promise<{ reached: boolean; results: Results }> {
+    const { store } = this.#deps;
+    const { dataTimeoutMs, ackTimeoutMs } = this.#deps.config();
+    const message = await store.load(entry.id);
+    const places = message.recipients.flatMap((recipient, at) =>
+      recipient.state === 'pending' && domains.includes(domainOf(recipient)) ? [at] : [],
+    );
+    const recipients = places.map((at) => message.recipients[at]!);
+    const body = await store.openBody(message);
+    try {
+      const leg = this.#deps.legDeps(lane.pool);
+      const { outcomes, reached } = await deliver(
+        lane.nextHop,
+        { sender: message.sender, recipients, body: () => body.read() },
+        { leg, dataTimeoutMs, ackTimeoutMs },
+        this.interrupt,
+      );
+      const { label } = lane.nextHop;
+      const results = new Map(
+        places.map((at, index) => [at, { outcome: outcomes.get(recipients[index]!)!, nextHop: label }]),
+      );
+      return { reached, results };
+    } finally {
+      await body.close();
+    }
+  }
+
+  /** After a delivery: is the next hop there? */
+  #judge(lane: Lane, reached: boolean): void {
+    if (this.#stop.signal.aborted) return;
+    lane.proven = reached;
+    if (reached) {
+      lane.failures = 0;
+      lane.downUntil = 0;
+      return;
+    }
+    lane.failures++;
+    lane.downUntil = this.#deps.monotonic() + this.#retryDelay(lane.failures);
+    for (const entry of [...lane.waiting.keys()]) {
+      this.#sendAway(lane, entry);
+      if (entry.lanes.size === 0) this.#track(this.#settle(entry));
+    }
+  }
+
+  /** Nothing waits for it: its sessions end, and only a lane that is down must be remembered. */
+  #retire(lane: Lane): void {
+    if (this.#isDown(lane)) return;
+    this.#lanes.delete(lane.nextHop.key);
+    this.#track(lane.pool.close());
+  }
+
+  // ---- what becomes of recipients ----
+
+  async #recordUnroutable(entry: Entry, replies: ReadonlyMap<string, Reply>): Promise<void> {
+    try {
+      const message = await this.#deps.store.load(entry.id);
+      const results = new Map<number, { outcome: Outcome; nextHop: string }>();
+      for (const [at, recipient] of message.recipients.entries()) {
+        const reply = replies.get(domainOf(recipient));
+        if (recipient.state !== 'pending' || reply === undefined) continue;
+        const kind = reply.code >= 500 ? 'rejected' : 'deferred';
+        results.set(at, { outcome: { kind, reply }, nextHop: '' });
+      }
+      await this.#record(entry, results);
+    } catch (error) {
+      this.#complain(entry, error);
+    }
+  }
+
+  #record(entry: Entry, results: Results, failure: 'failed' | 'expired' = 'failed'): Promise<void> {
+    entry.turn = entry.turn
+      .then(() => this.#apply(entry, results, failure))
+      .catch((error: unknown) => this.#complain(entry, error));
+    return entry.turn;
+  }
+
+  async #apply(entry: Entry, results: Results, failure: 'failed' | 'expired'): Promise<void> {
+    const { store, now, onAttempt } = this.#deps;
+    const message = await store.load(entry.id);
+    const after = (recipient: RecipientState, at: number): RecipientState => {
+      const result = results.get(at);
+      if (result === undefined || recipient.state !== 'pending') return recipient;
+      const { outcome, nextHop } = result;
+      const state =
+        outcome.kind === 'accepted' ? 'delivered' : outcome.kind === 'rejected' ? 'failed' : 'pending';
+      const reply = outcome.kind === 'lost' ? null : outcome.reply;
+      return { ...recipient, state, reply, nextHop, triedAt: now() };
+    };
+    let recipients = message.recipients.map(after);
+    const failed = recipients.filter(
+      (each, at) => each.state === 'failed' && message.recipients[at]!.state === 'pending',
+    );
+    // Final only once the sender has been told, or the notification would be lost with this process.
+    if (failed.length > 0 && !(await this.#notify(message, failed, failure))) {
+      recipients = recipients.map((each) => (failed.includes(each) ? { ...each, state: 'pending' } : each));
+    }
+    for (const [at, each] of recipients.entries()) {
+      if (!results.has(at)) continue;
+      const result = each.state === 'failed' ? (failure === 'expired' ? 'expired' : 'rejected') : each.state;
+      onAttempt(result === 'pending' ? 'deferred' : result);
+    }
+    entry.domains = domainsOf(recipients.filter(({ state }) => state === 'pending'));
+    this.#deps.log.info({
+      event: 'attempt',
+      id: entry.id,
+      attempt: entry.attempts,
+      recipients: [...results.keys()].map((at) => {
+        const { mailbox, state, nextHop, reply } = recipients[at]!;
+        return { address: mailbox.address, nextHop, outcome: state, reply: reply?.code ?? null };
+      }),
+    });
+    // What is all done is removed next; until then the files say that something is left to do, which is safe.
+    if (entry.domains.length === 0) return;
+    const nextAttemptAt = now() + entry.delayMs;
+    await store.update({ ...message, recipients, attempts: entry.attempts, nextAttemptAt });
+  }
+
+  /** Claims 8 and 9 end here for a recipient that never gets it (RFC 5321 §6.1). @returns whether the duty is done */
+  async #notify(
+    message: QueuedMessage,
+    failed: readonly RecipientState[],
+    kind: 'failed' | 'expired',
+  ): Promise<boolean> {
+    const recipients = toBeNotified(message, failed, kind);
+    if (recipients.length === 0) return true;
+    const { store, now, newId } = this.#deps;
+    const { hostname, maxQueueAgeMs } = this.#deps.config();
+    const id = newId();
+    let buffer: MessageBuffer | null = null;
+    try {
+      const body = await store.openBody(message);
+      const original = await readOriginal(message, kind, body.read()).finally(() => body.close());
+      const dsn = await composeDsn(message, recipients, kind, original, {
+        hostname,
+        now,
+        newId,
+        maxQueueAgeMs,
+      });
+      buffer = new MessageBuffer({
+        policy: 'overflow',
+        thresholdOctets: dsn.bytes.length,
+        budget: new MemoryBudget(dsn.bytes.length),
+        path: store.temporaryPath(id),
+      });
+      await buffer.write([dsn.bytes]);
+      const state = { ...dsn.recipient, state: 'pending', reply: null, nextHop: '', triedAt: null } as const;
+      const queued = await store.commit(
+        {
+          id,
+          queuedAt: now(),
+          sender: dsn.sender,
+          recipients: [state],
+          attempts: 0,
+          nextAttemptAt: now(),
+          delayNotified: false,
+        },
+        buffer,
+      );
+      await buffer.release();
+      this.#deps.onDsn(kind);
+      this.#deps.log.info({ event: 'dsn', id, kind, about: message.id });
+      this.add(queued);
+      return true;
+    } catch (error) {
+      await buffer?.discard();
+      this.#deps.log.error({ event: 'dsn-failed', about: message.id, err: error });
+      return false;
+    }
+  }
+
+  #retryDelay(attempts: number): number {
+    return retryDelay(this.#deps.config().retryScheduleMs, attempts, this.#deps.random);
+  }
+
+  /** Damaged files are in quarantine by now; what else failed is tried again with the message. */
+  #complain(entry: Entry, error: unknown): void {
+    if (error instanceof DamagedError || (error as NodeJS.ErrnoException).code === 'ENOENT')
+      this.#forget(entry);
+    this.#deps.log.error({ event: 'queue-error', id: entry.id, err: error });
+  }
+
+  #track(work: Promise<void>): void {
+    const done = work.catch((error: unknown) => {
+      this.#deps.log.error({ event: 'bug', err: error });
+    });
+    this.#work.add(done);
+    void done.then(() => this.#work.delete(done));
+  }
+}
+
+function domainOf(recipient: RecipientState): string {
+  return recipient.mailbox.domain ?? '';
+}
+
+function domainsOf(recipients: readonly RecipientState[]): readonly string[] {
+  return [...new Set(recipients.map(domainOf))];
+}

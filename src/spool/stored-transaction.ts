@@ -1,0 +1,288 @@
+// One mail transaction whose message is taken in whole before it goes on (claims 1-7 and 25-27):
+//   1. each RCPT is routed, and accepted where mail could be delivered at some time;
+//   2. the body goes into the buffer, in memory or on disk as the policy has it;
+//   3. every next hop gets it from there, while the upstream waits, for --ack-deadline at most;
+//   4. all have it: forgotten, 250. All refuse it: that refusal. Else it is made durable, 250, and the queue's.
+// While the fast path is disabled (claim 10), step 3 is the queue's, after the 250.
+// Owns its buffer and its deliveries until finish() has given its reply.
+import type { Logger } from 'pino';
+import type { Config } from '../config.ts';
+import type { Metrics, TransactionResult } from '../metrics.ts';
+import { type NextHop, type Router, refusalOfRoute } from '../routing/routes.ts';
+import type { Recipient, Sender } from '../smtp/envelope.ts';
+import { MessageBody } from '../smtp/message-body.ts';
+import {
+  dnsTemporary,
+  noDiskSpace,
+  noValidRecipients,
+  type Reply,
+  recipientOk,
+  replyClass,
+  transactionAborted,
+} from '../smtp/reply.ts';
+import { type RecipientRecord, TransactionRecord } from '../transaction-record.ts';
+import { Wait } from '../wait.ts';
+import type { MessageBuffer } from './buffer.ts';
+import { type DeliveryDeps, deliver } from './delivery.ts';
+import type { Result, Settled, Spooler } from './spooler.ts';
+
+export type StoredTransactionDeps = Readonly<{
+  config: Config;
+  router: Router;
+  delivery: DeliveryDeps;
+  spooler: Spooler;
+  /** Claim 10: to disk first. */
+  fastPathEnabled: () => boolean;
+  metrics: Metrics;
+  log: Logger;
+  /** Milliseconds, monotonic. */
+  now: () => number;
+  newId: () => string;
+  /** The client's address, for the log. */
+  client: string;
+  received: (id: string, only: Recipient | null) => Buffer;
+  onEnd: (transaction: StoredTransaction) => void;
+}>;
+
+type State =
+  | Readonly<{ name: 'envelope' | 'starting' | 'ended' }>
+  | Readonly<{ name: 'body' | 'delivering'; buffer: MessageBuffer; body: MessageBody }>;
+
+type Target = { readonly recipient: Recipient; readonly nextHop: NextHop | null; record: RecipientRecord };
+
+export class StoredTransaction {
+  readonly id: string;
+  readonly sender: Sender;
+  readonly #deps: StoredTransactionDeps;
+  readonly #record: TransactionRecord;
+  /** The recipients accepted; no next hop where it could not be found out now. */
+  readonly #targets: Target[] = [];
+  readonly #waits = new Set<Wait>();
+  #state: State = { name: 'envelope' };
+  #refusal: Reply | null = null;
+  #last: readonly Buffer[] = [];
+  /** Nobody waits for the reply any more. */
+  readonly #gone = new AbortController();
+  readonly #cutOff = new AbortController();
+
+  constructor(sender: Sender, deps: StoredTransactionDeps) {
+    this.id = deps.newId();
+    this.sender = sender;
+    this.#deps = deps;
+    const { config, client, metrics, log, now } = deps;
+    const facts = { mode: config.mode, client, metrics, log, now };
+    this.#record = new TransactionRecord(this.id, sender.mailbox?.address ?? '', facts);
+  }
+
+  get state(): State['name'] {
+    return this.#state.name;
+  }
+
+  /** For /status: no addresses. */
+  describe() {
+    const byHop = new Map<string, number>();
+    for (const { nextHop } of this.#targets) {
+      const label = nextHop?.label ?? '';
+      byHop.set(label, (byHop.get(label) ?? 0) + 1);
+    }
+    const legs = [...byHop].map(([nextHop, recipients]) => ({ nextHop, phase: this.state, recipients }));
+    return { id: this.id, state: this.state, ms: Math.round(this.#record.milliseconds), legs };
+  }
+
+  get recipientCount(): number {
+    return this.#targets.length + this.#waits.size;
+  }
+
+  /** What the buffer holds is counted by its budget. */
+  get unsentBytes(): number {
+    return 0;
+  }
+
+  /** Refused where mail can never be delivered; a next hop that can't be found now is the queue's to find. Never rejects. */
+  async addRecipient(recipient: Recipient): Promise<Reply> {
+    const { router, config } = this.#deps;
+    const record = this.#record.add(recipient.mailbox.address);
+    const routed = router.route(recipient.mailbox.domain ?? config.hostname);
+    const found = routed instanceof Promise ? await this.#within(routed) : routed;
+    if (this.state === 'ended') return transactionAborted();
+    if (found !== null && found.kind !== 'next-hop' && found.kind !== 'temporary') {
+      const refusal = refusalOfRoute(found);
+      record.outcome = replyClass(refusal) === 5 ? 'rejected' : 'deferred';
+      record.reply = refusal.code;
+      return refusal;
+    }
+    const nextHop = found?.kind === 'next-hop' ? found.nextHop : null;
+    record.nextHop = nextHop?.label ?? '';
+    record.outcome = 'accepted';
+    this.#targets.push({ recipient, nextHop, record });
+    return recipientOk();
+  }
+
+  async startData(): Promise<Reply | null> {
+    const { config, spooler, received } = this.#deps;
+    if (this.#targets.length === 0) return noValidRecipients();
+    this.#state = { name: 'starting' };
+    const room = await spooler.hasRoom();
+    if (this.state === 'ended') return transactionAborted();
+    if (!room) {
+      this.#end('deferred', noDiskSpace(), {});
+      return noDiskSpace();
+    }
+    const only = this.#targets.length === 1 ? this.#targets[0]!.recipient : null;
+    const body = new MessageBody(received(this.id, only), config);
+    this.#state = { name: 'body', buffer: spooler.newBuffer(this.id), body };
+    return null;
+  }
+
+  /** As Transaction.push(). */
+  push(chunk: Buffer): { end: number; ready: Promise<void> | null } {
+    if (this.#state.name !== 'body') throw new Error(`body bytes while ${this.#state.name}`);
+    const { buffer, body } = this.#state;
+    const { pieces, end, refusal } = body.push(chunk);
+    this.#refusal ??= refusal;
+    this.#deps.metrics.messageBytes.add(end === -1 ? chunk.length : end, 'in');
+    if (end !== -1) this.#last = pieces;
+    if (end !== -1 || this.#refusal !== null) return { end, ready: null };
+    // A buffer that has failed says so again at the end.
+    return { end, ready: buffer.write(pieces)?.catch(() => {}) ?? null };
+  }
+
+  async finish(): Promise<Reply> {
+    if (this.#state.name !== 'body') throw new Error(`end of data while ${this.#state.name}`);
+    const { buffer, body } = this.#state;
+    const { metrics, spooler } = this.#deps;
+    this.#state = { name: 'delivering', buffer, body };
+    metrics.messageSize.observe(body.octets);
+    let settled: Settled;
+    if (this.#refusal !== null) {
+      await spooler.discard(buffer);
+      settled = { reply: this.#refusal, result: 'rejected' };
+      this.#noteAll(this.#refusal);
+    } else {
+      await buffer.write(this.#last)?.catch(() => {});
+      this.#last = [];
+      settled = this.#deps.fastPathEnabled()
+        ? await this.#deliverFirst(buffer)
+        : await spooler.keep(this.id, this.sender, this.#untried(), buffer);
+    }
+    this.#end(settled.result, settled.reply, { bytes: body.octets });
+    return settled.reply;
+  }
+
+  /** The upstream has gone, or has reset the transaction. What it got no reply for it will send again. */
+  abort(): void {
+    for (const wait of this.#waits) wait.cut();
+    this.#gone.abort();
+    if (this.#state.name === 'delivering' || this.#state.name === 'ended') return;
+    if (this.#state.name === 'body') void this.#deps.spooler.discard(this.#state.buffer);
+    this.#end(this.#record.resultWithoutMessage, null, {});
+  }
+
+  /** Waits for no next hop any more: what isn't delivered by now is made durable. */
+  cutOff(): void {
+    this.#cutOff.abort();
+  }
+
+  #untried(): readonly Result[] {
+    return this.#targets.map(({ recipient, nextHop }) => ({
+      recipient,
+      nextHop: nextHop?.label ?? '',
+      outcome: null,
+    }));
+  }
+
+  async #deliverFirst(buffer: MessageBuffer): Promise<Settled> {
+    const { spooler, config } = this.#deps;
+    const results = new Map(this.#untried().map((each) => [each.recipient, each]));
+    const all = this.#deliverAll(buffer, results).then(() => [...results.values()]);
+    const ended = await this.#firstOf(all, config.ackDeadlineMs);
+    if (this.#gone.signal.aborted) {
+      await all;
+      this.#noteResults([...results.values()]);
+      await spooler.discard(buffer);
+      return { reply: transactionAborted(), result: 'aborted' };
+    }
+    const now = [...results.values()];
+    const settled = ended
+      ? await spooler.settle(this.id, this.sender, now, buffer)
+      : await spooler.keep(this.id, this.sender, now, buffer, all);
+    this.#noteResults(now);
+    return settled;
+  }
+
+  /** Claim 5. Never rejects. */
+  async #deliverAll(buffer: MessageBuffer, results: Map<Recipient, Result>): Promise<void> {
+    const { delivery, spooler } = this.#deps;
+    const groups = new Map<string, { nextHop: NextHop; recipients: Recipient[] }>();
+    for (const { recipient, nextHop } of this.#targets) {
+      if (nextHop === null) {
+        const outcome = { kind: 'deferred', reply: dnsTemporary() } as const;
+        results.set(recipient, { recipient, nextHop: '', outcome });
+        continue;
+      }
+      const group = groups.get(nextHop.key) ?? { nextHop, recipients: [] };
+      group.recipients.push(recipient);
+      groups.set(nextHop.key, group);
+    }
+    const { soft, hard } = spooler.queue.interrupt;
+    const interrupt = {
+      soft: AbortSignal.any([soft, this.#gone.signal]),
+      hard: AbortSignal.any([hard, this.#cutOff.signal]),
+    };
+    const deliveries = [...groups.values()].map(async ({ nextHop, recipients }) => {
+      const message = { sender: this.sender, recipients, body: () => buffer.read() };
+      const { outcomes } = await deliver(nextHop, message, delivery, interrupt);
+      for (const [recipient, outcome] of outcomes)
+        results.set(recipient, { recipient, nextHop: nextHop.label, outcome });
+    });
+    await Promise.all(deliveries);
+  }
+
+  /** True when `all` came before the deadline, the drain's end, and the upstream's disappearance. */
+  async #firstOf(all: Promise<unknown>, deadlineMs: number): Promise<boolean> {
+    const signal = AbortSignal.any([this.#gone.signal, this.#cutOff.signal]);
+    const cut = new Wait();
+    const onCut = () => cut.cut();
+    const timer = setTimeout(onCut, deadlineMs);
+    signal.addEventListener('abort', onCut);
+    if (signal.aborted) onCut();
+    const done = await cut.for(all.then(() => true));
+    clearTimeout(timer);
+    signal.removeEventListener('abort', onCut);
+    return done ?? false;
+  }
+
+  async #within<T>(routing: Promise<T>): Promise<T | null> {
+    const wait = new Wait();
+    this.#waits.add(wait);
+    const timer = setTimeout(() => wait.cut(), this.#deps.config.rcptDeadlineMs);
+    try {
+      return await wait.for(routing);
+    } finally {
+      clearTimeout(timer);
+      this.#waits.delete(wait);
+    }
+  }
+
+  #noteAll(answer: Reply): void {
+    for (const { record } of this.#targets) {
+      record.outcome = replyClass(answer) === 5 ? 'rejected' : 'deferred';
+      record.reply = answer.code;
+    }
+  }
+
+  #noteResults(results: readonly Result[]): void {
+    for (const [at, { outcome }] of results.entries()) {
+      const { record } = this.#targets[at]!;
+      record.outcome = outcome === null || outcome.kind === 'lost' ? 'deferred' : outcome.kind;
+      record.reply = outcome === null || outcome.kind === 'lost' ? null : outcome.reply.code;
+    }
+  }
+
+  #end(result: TransactionResult, answer: Reply | null, extra: Record<string, number>): void {
+    if (this.#state.name === 'ended') return;
+    this.#state = { name: 'ended' };
+    this.#record.end(result, answer?.code ?? null, extra);
+    this.#deps.onEnd(this);
+  }
+}

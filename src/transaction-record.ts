@@ -1,0 +1,71 @@
+// What is told of a transaction when it is over: the counters, and the one line in the log.
+import type { Logger } from 'pino';
+import type { Metrics, TransactionResult } from './metrics.ts';
+
+export type RecipientRecord = { address: string; nextHop: string; outcome: string; reply: number | null };
+
+export type RecordDeps = Readonly<{
+  mode: string;
+  /** The client's address. */
+  client: string;
+  metrics: Metrics;
+  log: Logger;
+  /** Milliseconds, monotonic. */
+  now: () => number;
+}>;
+
+export class TransactionRecord {
+  readonly #id: string;
+  readonly #reversePath: string;
+  readonly #deps: RecordDeps;
+  readonly #began: number;
+  readonly #recipients: RecipientRecord[] = [];
+
+  constructor(id: string, reversePath: string, deps: RecordDeps) {
+    this.#id = id;
+    this.#reversePath = reversePath;
+    this.#deps = deps;
+    this.#began = deps.now();
+  }
+
+  get milliseconds(): number {
+    return this.#deps.now() - this.#began;
+  }
+
+  add(address: string): RecipientRecord {
+    const record = { address, nextHop: '', outcome: '', reply: null };
+    this.#recipients.push(record);
+    return record;
+  }
+
+  /** What it amounts to when there was no message: rejected or deferred if every RCPT was told so, else aborted. */
+  get resultWithoutMessage(): TransactionResult {
+    const outcomes = this.#recipients.map(({ outcome }) => outcome);
+    if (outcomes.length > 0 && outcomes.every((outcome) => outcome === 'rejected')) return 'rejected';
+    const refused = outcomes.every((outcome) => outcome === 'rejected' || outcome === 'deferred');
+    return outcomes.length > 0 && refused ? 'deferred' : 'aborted';
+  }
+
+  /** @param reply the code that the upstream got, null where it got none */
+  end(result: TransactionResult, reply: number | null, extra: Readonly<Record<string, number>>): void {
+    const { mode, client, metrics, log } = this.#deps;
+    const { milliseconds } = this;
+    metrics.transactions.inc(mode, result);
+    metrics.transactionDuration.observe(milliseconds / 1000, mode);
+    for (const { outcome } of this.#recipients) {
+      if (outcome !== '' && (outcome !== 'accepted' || result !== 'aborted')) metrics.recipients.inc(outcome);
+    }
+    if (!log.isLevelEnabled('info')) return;
+    log.info({
+      event: 'transaction',
+      id: this.#id,
+      client,
+      reversePath: this.#reversePath,
+      recipients: this.#recipients,
+      result,
+      reply,
+      ...extra,
+      ms: Math.round(milliseconds),
+    });
+  }
+}
