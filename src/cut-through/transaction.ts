@@ -273,9 +273,15 @@ export class Transaction {
       return { answer: refusalOfRoute(found), reached: found.kind !== 'temporary' };
     record.nextHop = found.nextHop.label;
     const leg = this.#legFor(found.nextHop);
-    wait.onCut = () => leg.drop();
+    let cut = false;
+    wait.onCut = () => {
+      cut = true;
+      leg.drop();
+    };
     const answer = await leg.addRecipient(recipient);
-    return { answer, reached: leg.isAlive || replyClass(answer) !== 4 };
+    // A leg whose sender was refused has let go of its session, which then is aborted by us.
+    const letGo = leg.session?.lost?.cause === 'aborted' && !cut;
+    return { answer, reached: leg.isAlive || letGo || replyClass(answer) !== 4 };
   }
 
   get #hasFallback(): boolean {

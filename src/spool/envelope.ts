@@ -1,7 +1,8 @@
-// The envelope of a queued message, and its file: JSON in two lines, a CRC-32 of the second in the first, so that a
-// flipped bit in an address is found before mail goes astray. What does not check out is damaged, never guessed at.
+// The envelope of a queued message, and its file: JSON in two lines, the first with a CRC-32, so that a flipped
+// bit in an address is found before mail goes astray. What does not check out is damaged, never guessed at.
 import { crc32 } from 'node:zlib';
-import type { Mailbox, MailParams, RcptParams } from '../smtp/address.ts';
+import { z } from 'zod';
+import type { Mailbox, RcptParams } from '../smtp/address.ts';
 import type { Sender } from '../smtp/envelope.ts';
 import type { Reply } from '../smtp/reply.ts';
 
@@ -49,67 +50,104 @@ export type QueuedSummary = Readonly<{
 /** A file of the spool that is not what was written. */
 export class DamagedError extends Error {}
 
+/** What a message may be called: names of files are made of it. */
+export const QUEUE_ID = /^[A-Za-z0-9_.-]{1,64}$/;
+
 const VERSION = 1;
 
+const COUNT = z.int().nonnegative();
+const CRC32 = COUNT.max(0xffff_ffff);
+const EPOCH_MS = z.number().nonnegative();
+
+const MAILBOX = z.strictObject({
+  localPart: z.string(),
+  domain: z.string().nullable(),
+  address: z.string().min(1),
+  nonAscii: z.boolean(),
+  unquotedLocal: z.string(),
+});
+
+const SENDER = z.strictObject({
+  mailbox: MAILBOX.nullable(),
+  params: z.strictObject({
+    size: COUNT.nullable(),
+    body: z.enum(['7BIT', '8BITMIME']).nullable(),
+    smtputf8: z.boolean(),
+    ret: z.enum(['FULL', 'HDRS']).nullable(),
+    envid: z.string().nullable(),
+  }),
+});
+
+const RECIPIENT = z.strictObject({
+  mailbox: MAILBOX,
+  params: z.strictObject({
+    notify: z.string().nullable(),
+    orcpt: z.strictObject({ type: z.string(), address: z.string() }).nullable(),
+  }),
+  state: z.enum(['pending', 'delivered', 'failed']),
+  reply: z
+    .strictObject({
+      code: z.int().min(200).max(599),
+      enhanced: z.string().nullable(),
+      lines: z.array(z.string()).min(1),
+    })
+    .nullable(),
+  nextHop: z.string(),
+  triedAt: EPOCH_MS.nullable(),
+});
+
+const MESSAGE = z.strictObject({
+  id: z.string().regex(QUEUE_ID),
+  queuedAt: EPOCH_MS,
+  sender: SENDER,
+  recipients: z.array(RECIPIENT).min(1),
+  octets: COUNT,
+  crc32: CRC32,
+  attempts: COUNT,
+  nextAttemptAt: EPOCH_MS,
+  delayNotified: z.boolean(),
+}) satisfies z.ZodType<QueuedMessage>;
+
+/** The same in every version to come, or this one could not tell it from damage. */
+const HEAD = z.strictObject({ version: z.int(), crc32: CRC32 });
+
+/** @throws Error when decodeEnvelope() would not take it back: better no 250 than a message that is lost to us later */
 export function encodeEnvelope(message: QueuedMessage): string {
-  const text = JSON.stringify(message);
-  return `${JSON.stringify({ version: VERSION, crc32: crc32(text) })}\n${text}\n`;
+  const checked = MESSAGE.safeParse(message);
+  if (!checked.success) throw new Error(`not an envelope: ${whatIsWrong(checked.error)}`);
+  const text = JSON.stringify(checked.data);
+  return `${JSON.stringify({ version: VERSION, crc32: checksum(VERSION, text) })}\n${text}\n`;
 }
 
 /** @throws DamagedError when it is not what encodeEnvelope() gave; Error when a newer version wrote it */
 export function decodeEnvelope(text: string): QueuedMessage {
-  const [head = '', body = '', rest] = text.split('\n');
-  const { version, crc32: written } = fields(head);
-  if (typeof version === 'number' && version > VERSION)
+  const end = text.indexOf('\n');
+  const head = HEAD.safeParse(parsed(text.slice(0, end)));
+  if (!head.success || !text.endsWith('\n')) throw new DamagedError('not an envelope');
+  const { version, crc32: written } = head.data;
+  const body = text.slice(end + 1, -1);
+  if (written !== checksum(version, body)) throw new DamagedError('the envelope does not match its checksum');
+  if (version > VERSION)
     throw new Error(`written by a newer version (format ${version}, this one knows ${VERSION})`);
-  if (version !== VERSION || rest !== '') throw new DamagedError('not an envelope');
-  if (written !== crc32(body)) throw new DamagedError('the envelope does not match its checksum');
-  const message = fields(body);
-  if (!isMessage(message)) throw new DamagedError('the envelope lacks a field');
-  return message;
+  const message = MESSAGE.safeParse(version === VERSION ? parsed(body) : null);
+  if (!message.success) throw new DamagedError(`not an envelope: ${whatIsWrong(message.error)}`);
+  return message.data;
 }
 
-function fields(line: string): Readonly<Record<string, unknown>> {
+/** Of the version, too: a flipped bit there must not pass for a newer one, which stops the start. */
+function checksum(version: number, body: string): number {
+  return crc32(`${version}\n${body}`);
+}
+
+function parsed(json: string): unknown {
   try {
-    const value: unknown = JSON.parse(line);
-    if (typeof value === 'object' && value !== null) return value as Readonly<Record<string, unknown>>;
+    return JSON.parse(json);
   } catch {
-    // Falls through: it isn't JSON.
+    return null;
   }
-  throw new DamagedError('not an envelope');
 }
 
-/** The checksum has vouched for the content; this is about files made by other hands. */
-function isMessage(value: object): value is QueuedMessage {
-  const message = value as Partial<QueuedMessage>;
-  const numbers = [message.queuedAt, message.octets, message.crc32, message.attempts, message.nextAttemptAt];
-  return (
-    typeof message.id === 'string' &&
-    numbers.every((number) => typeof number === 'number') &&
-    isSender(message.sender) &&
-    Array.isArray(message.recipients) &&
-    message.recipients.length > 0 &&
-    message.recipients.every(isRecipient)
-  );
-}
-
-function isSender(value: unknown): boolean {
-  const { mailbox, params } = (value ?? {}) as { mailbox?: unknown; params?: Partial<MailParams> };
-  return (mailbox === null || isMailbox(mailbox)) && typeof params?.smtputf8 === 'boolean';
-}
-
-function isRecipient(value: unknown): boolean {
-  const { mailbox, params, state } = (value ?? {}) as Partial<RecipientState>;
-  return (
-    isMailbox(mailbox) && typeof params === 'object' && ['pending', 'delivered', 'failed'].includes(state!)
-  );
-}
-
-function isMailbox(value: unknown): boolean {
-  const { address, localPart, domain } = (value ?? {}) as Partial<Mailbox>;
-  return (
-    typeof address === 'string' &&
-    typeof localPart === 'string' &&
-    (domain === null || typeof domain === 'string')
-  );
+function whatIsWrong({ issues }: z.ZodError): string {
+  const { path, message } = issues[0]!;
+  return [...path, message].join(': ');
 }

@@ -1,10 +1,23 @@
-// One process for each spool directory. Node has no flock; a unix socket in the directory does as well: binding is
-// exclusive, a process that is killed leaves a socket that refuses connections, and containers that share the directory
-// see each other. The same socket is where `cutthrough queue` reaches the proxy that runs.
+// One process for each spool directory. Node has no flock; a unix socket in the directory does as well: a process that
+// is killed leaves a socket that refuses connections, and containers that share the directory see each other.
+// The same socket is where `cutthrough queue` reaches the proxy that runs.
+// Each process binds a name of its own, so that it knows its socket from the start, and then links that to the name
+// that counts, which is exclusive: closing a loser's server can't take the winner's name away.
+// Owns the socket and every connection to it until release().
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
-import { chmodSync, statSync } from 'node:fs';
-import { rename, unlink } from 'node:fs/promises';
+import {
+  accessSync,
+  type BigIntStats,
+  chmodSync,
+  closeSync,
+  constants,
+  linkSync,
+  lstatSync,
+  openSync,
+  renameSync,
+  unlinkSync,
+} from 'node:fs';
 import net, { type Server, type Socket } from 'node:net';
 import { join, relative } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -13,122 +26,218 @@ import { setTimeout as sleep } from 'node:timers/promises';
 const CONNECT_TIMEOUT_MS = 500;
 /** Within this time another process that found the same stale socket has done what it would. */
 const SETTLE_MS = 50;
+/** Every further attempt means that another process did something in between. */
+const MAX_ATTEMPTS = 5;
 /** sockaddr_un on Linux has room for 108 octets, the final NUL included. */
 const MAX_SOCKET_PATH = 107;
+/** Other names in the directory are no longer than this one, so that one path serves all. */
+const NAME = 'control.sock';
 
 export class DirectoryLock {
-  readonly #server: Server;
+  readonly #folder: Folder;
+  readonly #server: Server = net.createServer();
+  #identity: string | null = null;
   readonly #sockets = new Set<Socket>();
+  #released: Promise<void> | null = null;
 
-  private constructor(server: Server) {
-    this.#server = server;
+  private constructor(folder: Folder) {
+    this.#folder = folder;
   }
 
   /**
-   * @param onConnection gets what others say to the holder
-   * @throws Error in one line when another process holds it
+   * @param onConnection gets what others say to the holder; the sockets' errors are dealt with
+   * @throws Error in one line when another process holds the directory, or it can't have a socket
    */
   static async acquire(directory: string, onConnection: (socket: Socket) => void): Promise<DirectoryLock> {
-    const path = socketPath(directory);
-    const server = net.createServer();
-    const lock = new DirectoryLock(server);
-    server.on('connection', (socket) => {
-      lock.#sockets.add(socket);
-      socket.on('error', () => socket.destroy());
-      socket.on('close', () => lock.#sockets.delete(socket));
-      onConnection(socket);
-    });
-    if (!(await bind(server, path))) {
-      await breakStale(directory, path);
-      if (!(await bind(server, path))) throw inUse(directory);
+    const lock = new DirectoryLock(openFolder(directory));
+    try {
+      const own = await lock.#listen(onConnection);
+      await publish(directory, lock.#folder.path, own);
+      unlinkSync(own);
+      // Two that found the same stale socket could both have come this far; the name leads to one of them.
+      await sleep(SETTLE_MS);
+      if (!lock.#isHeld) throw inUse(directory);
+      return lock;
+    } catch (error) {
+      await lock.release();
+      const { code, message } = error as NodeJS.ErrnoException;
+      if (code === undefined) throw error;
+      throw new Error(`--spool-dir ${directory}: no lock to be had: ${message}`, { cause: error });
     }
-    const { ino } = statSync(path);
-    chmodSync(path, 0o600);
-    // Two that found the same stale socket could both have come this far; the name leads to one of them.
-    await sleep(SETTLE_MS);
-    if (statSync(path, { throwIfNoEntry: false })?.ino === ino) return lock;
-    server.close();
-    throw inUse(directory);
   }
 
-  async release(): Promise<void> {
+  /** Closes every connection; the directory is free then. Idempotent. */
+  release(): Promise<void> {
+    this.#released ??= this.#close();
+    return this.#released;
+  }
+
+  /** @returns the name of the socket that only this process knows; it goes with the server at the latest */
+  async #listen(onConnection: (socket: Socket) => void): Promise<string> {
+    const server = this.#server;
+    const own = spareName(this.#folder.path);
+    // A socket would take ENOENT for EACCES.
+    accessSync(this.#folder.path, constants.W_OK);
+    const listening = once(server, 'listening');
+    server.listen(own);
+    await listening;
+    // Such as a want of descriptors for a connection: that peer's loss.
+    server.on('error', () => {});
+    server.on('connection', (socket) => {
+      this.#sockets.add(socket);
+      socket.on('error', () => socket.destroy());
+      socket.on('close', () => this.#sockets.delete(socket));
+      onConnection(socket);
+    });
+    chmodSync(own, 0o600);
+    this.#identity = identityOf(own);
+    return own;
+  }
+
+  async #close(): Promise<void> {
+    if (this.#isHeld) unlinkSync(join(this.#folder.path, NAME));
     for (const socket of this.#sockets) socket.destroy();
-    this.#server.close();
-    await once(this.#server, 'close');
+    if (this.#server.listening) {
+      const closed = once(this.#server, 'close');
+      this.#server.close();
+      await closed;
+    }
+    closeFolder(this.#folder);
+  }
+
+  get #isHeld(): boolean {
+    return this.#identity !== null && identityOf(join(this.#folder.path, NAME)) === this.#identity;
   }
 }
 
-/** A connection to the process that holds the directory; null when none does. */
+/**
+ * A connection to the process that holds the directory; null when none does.
+ * @throws Error in one line when there is no telling: the holder doesn't answer, or won't let us
+ */
 export async function connectToHolder(directory: string): Promise<Socket | null> {
-  return await connect(socketPath(directory));
+  const folder = openFolder(directory);
+  try {
+    return await connect(join(folder.path, NAME));
+  } catch (error) {
+    const { message } = error as Error;
+    throw new Error(`--spool-dir ${directory}: the process that holds it can't be asked: ${message}`, {
+      cause: error,
+    });
+  } finally {
+    closeFolder(folder);
+  }
 }
 
 function inUse(directory: string): Error {
   return new Error(`--spool-dir ${directory}: in use by another process; give each its own directory`);
 }
 
-function socketPath(directory: string): string {
-  const path = join(directory, 'control.sock');
-  const short = [path, relative(process.cwd(), path)].find(
-    (each) => Buffer.byteLength(each) <= MAX_SOCKET_PATH,
-  );
-  if (short === undefined)
-    throw new Error(`--spool-dir ${directory}: the path is too long for a socket in it; use a shorter one`);
-  return short;
+/** The name that counts now leads to the socket `own`. @throws Error when another process has it */
+async function publish(directory: string, folder: string, own: string): Promise<void> {
+  const path = join(folder, NAME);
+  for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
+    try {
+      linkSync(own, path);
+      return;
+    } catch (error) {
+      if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+    }
+    const seen = lstatSync(path, { bigint: true, throwIfNoEntry: false });
+    if (seen === undefined) continue;
+    if (!seen.isSocket()) throw new Error(`--spool-dir ${directory}: ${NAME} in it is no socket; remove it`);
+    if ((await isAlive(path)) || !(await breakStale(folder, identity(seen)))) throw inUse(directory);
+  }
+  throw inUse(directory);
 }
 
-/** False when the name is taken. */
-function bind(server: Server, path: string): Promise<boolean> {
-  return new Promise((resolve, reject) => {
-    const onError = (error: NodeJS.ErrnoException) => {
-      if (error.code === 'EADDRINUSE') resolve(false);
-      else reject(error);
-    };
-    server.once('error', onError);
-    server.listen(path, () => {
-      server.off('error', onError);
-      resolve(true);
-    });
-  });
-}
-
-async function breakStale(directory: string, path: string): Promise<void> {
-  if (await isAlive(path)) throw inUse(directory);
-  const aside = `${path}.${randomBytes(4).toString('hex')}`;
+/** Removes the socket `stale`. False when another process has put its own there meanwhile: that stays. */
+async function breakStale(folder: string, stale: string): Promise<boolean> {
+  const path = join(folder, NAME);
+  const aside = spareName(folder);
   try {
     // Atomic: of several, one gets it.
-    await rename(path, aside);
-  } catch {
-    return;
+    renameSync(path, aside);
+  } catch (error) {
+    if ((error as NodeJS.ErrnoException).code === 'ENOENT') return true;
+    throw error;
   }
-  if (await isAlive(aside)) {
-    // Another process was quicker, and this is its new one.
-    await rename(aside, path);
-    throw inUse(directory);
+  // Without a pause where it can be known without: its holder must not miss it.
+  const wrong = identityOf(aside) !== stale || (await isAlive(aside));
+  try {
+    if (wrong) linkSync(aside, path);
+  } catch (error) {
+    // A third process has the name; the second will see that it hasn't.
+    if ((error as NodeJS.ErrnoException).code !== 'EEXIST') throw error;
+  } finally {
+    unlinkSync(aside);
   }
-  await unlink(aside);
+  return !wrong;
 }
 
+function spareName(folder: string): string {
+  return join(folder, `.sock-${randomBytes(3).toString('hex')}`);
+}
+
+/** In doubt a holder is alive. */
 async function isAlive(path: string): Promise<boolean> {
-  const socket = await connect(path);
-  socket?.destroy();
-  return socket !== null;
+  try {
+    const socket = await connect(path);
+    socket?.destroy();
+    return socket !== null;
+  } catch {
+    return true;
+  }
 }
 
+/** Null when nobody listens. Rejects when there is no telling, as with a full backlog. */
 function connect(path: string): Promise<Socket | null> {
-  return new Promise((resolve) => {
+  return new Promise((resolve, reject) => {
     const socket = net.connect(path);
     const timer = setTimeout(() => socket.destroy(new Error('no answer')), CONNECT_TIMEOUT_MS);
+    const onError = (error: NodeJS.ErrnoException) => {
+      clearTimeout(timer);
+      if (error.code === 'ECONNREFUSED' || error.code === 'ENOENT') resolve(null);
+      else reject(error);
+    };
+    socket.once('error', onError);
     socket.once('connect', () => {
       clearTimeout(timer);
       socket.off('error', onError);
       socket.on('error', () => socket.destroy());
       resolve(socket);
     });
-    const onError = () => {
-      clearTimeout(timer);
-      resolve(null);
-    };
-    socket.once('error', onError);
   });
+}
+
+/** Inode numbers are used again at once; a time of creation with them is not. Null when there is no such file. */
+function identityOf(path: string): string | null {
+  const stats = lstatSync(path, { bigint: true, throwIfNoEntry: false });
+  return stats === undefined ? null : identity(stats);
+}
+
+/** Of a socket: neither binding, linking, renaming nor connecting changes it. */
+function identity({ dev, ino, mtimeNs }: BigIntStats): string {
+  return `${dev}:${ino}:${mtimeNs}`;
+}
+
+/** `path` is short enough for sockets in the directory; `fd` keeps it valid where that takes one. */
+type Folder = Readonly<{ path: string; fd: number | null }>;
+
+function openFolder(directory: string): Folder {
+  const fits = (path: string) => Buffer.byteLength(join(path, NAME)) <= MAX_SOCKET_PATH;
+  const short = [directory, relative(process.cwd(), directory)].find(fits);
+  if (short !== undefined) return { path: short, fd: null };
+  try {
+    const fd = openSync(directory, 'r');
+    const path = `/proc/self/fd/${fd}`;
+    if (lstatSync(path, { throwIfNoEntry: false }) !== undefined) return { path, fd };
+    closeSync(fd);
+  } catch (error) {
+    throw new Error(`--spool-dir ${directory}: ${(error as Error).message}`, { cause: error });
+  }
+  throw new Error(`--spool-dir ${directory}: the path is too long for a socket in it; use a shorter one`);
+}
+
+function closeFolder({ fd }: Folder): void {
+  if (fd !== null) closeSync(fd);
 }

@@ -4,10 +4,11 @@
 //
 // Deliveries run in lanes, one for each next hop. A lane begins with one delivery at a time, and goes to its full
 // number once the next hop has answered. Where it does not, the lane is down: its messages wait until the lane is due
-// again, and then one of them is the probe. Lanes take turns, and those that have not proven themselves have half of
-// all places at most, so that next hops which swallow connections don't starve those that answer.
+// again, and then one of them is the probe. Lanes take turns, and probes have places of their own, so that next hops
+// which swallow connections don't starve those that answer.
 //
 // Owns its entries, timers and lanes; the store owns the files. Nothing here rejects but show(), retry() and remove().
+import { setMaxListeners } from 'node:events';
 import type { Logger } from 'pino';
 import type { Config } from '../config.ts';
 import type { LegDeps } from '../downstream/leg.ts';
@@ -16,7 +17,7 @@ import type { SessionPool } from '../downstream/pool.ts';
 import { type NextHop, type RouteResult, refusalOfRoute } from '../routing/routes.ts';
 import { queueTimeExpired, type Reply } from '../smtp/reply.ts';
 import { MemoryBudget, MessageBuffer } from './buffer.ts';
-import { deliver, type Interrupt } from './delivery.ts';
+import { deliver } from './delivery.ts';
 import { composeDsn, type DsnKind, readOriginal, toBeNotified } from './dsn.ts';
 import { DamagedError, type QueuedMessage, type QueuedSummary, type RecipientState } from './envelope.ts';
 import { retryDelay } from './schedule.ts';
@@ -92,6 +93,8 @@ type Lane = {
 
 /** Deliveries at a time, to all next hops and to one: each may hold a socket, a file and a few chunks of its body. */
 const MAX_RUNNING = 100;
+/** First deliveries to next hops that have not answered yet: most hold no more than a socket. */
+const MAX_PROBING = 1000;
 const MAX_RUNNING_PER_NEXT_HOP = 10;
 /** Lookups at a time; all that is due after a restart comes at once. */
 const MAX_ROUTING = 50;
@@ -102,18 +105,20 @@ export class Queue {
   readonly #lanes = new Map<string, Lane>();
   readonly #stop = new AbortController();
   readonly #cutOff = new AbortController();
-  /** For every delivery whose outcome the queue waits for. */
-  readonly interrupt: Interrupt = { soft: this.#stop.signal, hard: this.#cutOff.signal };
   /** What stop() waits for. */
   readonly #work = new Set<Promise<void>>();
   #running = 0;
-  #runningUnproven = 0;
+  #probing = 0;
+  /** Lanes that have something to start, in turn. */
+  readonly #ready = new Set<Lane>();
   #routing = 0;
-  readonly #toRoute: Entry[] = [];
+  readonly #toRoute = new Set<Entry>();
   #octets = 0;
 
   constructor(deps: QueueDeps) {
     this.#deps = deps;
+    // One for each delivery under way, and those are bounded elsewhere.
+    setMaxListeners(0, this.#stop.signal, this.#cutOff.signal);
   }
 
   get size(): number {
@@ -201,6 +206,16 @@ export class Queue {
     await Promise.all([...this.#lanes.values()].map(({ pool }) => pool.close()));
   }
 
+  /** For deliveries that began before the queue had the message. @returns to be called when they have ended */
+  onInterrupt(soft: () => void, hard: () => void): () => void {
+    this.#stop.signal.addEventListener('abort', soft);
+    this.#cutOff.signal.addEventListener('abort', hard);
+    return () => {
+      this.#stop.signal.removeEventListener('abort', soft);
+      this.#cutOff.signal.removeEventListener('abort', hard);
+    };
+  }
+
   // ---- a message's way: due, routed, in its lanes, settled ----
 
   #enter(message: QueuedSummary): Entry {
@@ -235,14 +250,16 @@ export class Queue {
 
   #due(entry: Entry): void {
     entry.timer = null;
-    this.#toRoute.push(entry);
+    this.#toRoute.add(entry);
     this.#routeNext();
   }
 
   #routeNext(): void {
-    while (this.#routing < MAX_ROUTING && this.#toRoute.length > 0 && !this.#stop.signal.aborted) {
+    for (const entry of this.#toRoute) {
+      if (this.#routing >= MAX_ROUTING || this.#stop.signal.aborted) return;
+      this.#toRoute.delete(entry);
       this.#routing++;
-      const begin = this.#begin(this.#toRoute.shift()!).finally(() => {
+      const begin = this.#begin(entry).finally(() => {
         this.#routing--;
         this.#routeNext();
       });
@@ -271,6 +288,7 @@ export class Queue {
     }
     if (unroutable.size > 0) await this.#recordUnroutable(entry, unroutable);
     for (const lane of byLane.keys()) if (this.#isDown(lane)) this.#sendAway(lane, entry);
+    for (const lane of byLane.keys()) this.#enlist(lane);
     if (entry.lanes.size === 0) await this.#settle(entry);
     else this.#pump();
   }
@@ -330,35 +348,31 @@ export class Queue {
     return lane.downUntil > this.#deps.monotonic();
   }
 
+  /** Starts what may start, a delivery of each lane in turn. */
   #pump(): void {
-    let idleLanes = 0;
-    while (this.#running < MAX_RUNNING && idleLanes < this.#lanes.size && !this.#stop.signal.aborted) {
-      const [key, lane] = this.#lanes.entries().next().value!;
-      // To the end of the line.
-      this.#lanes.delete(key);
-      this.#lanes.set(key, lane);
-      if (this.#mayRun(lane)) {
-        idleLanes = 0;
-        const [entry, domains] = lane.waiting.entries().next().value!;
-        lane.waiting.delete(entry);
-        this.#track(this.#run(lane, entry, domains));
-      } else {
-        idleLanes++;
-      }
+    for (const lane of this.#ready) {
+      if (this.#stop.signal.aborted) return;
+      if (lane.proven ? this.#running >= MAX_RUNNING : this.#probing >= MAX_PROBING) continue;
+      this.#ready.delete(lane);
+      const [entry, domains] = lane.waiting.entries().next().value!;
+      lane.waiting.delete(entry);
+      this.#track(this.#run(lane, entry, domains));
+      this.#enlist(lane);
     }
   }
 
-  #mayRun(lane: Lane): boolean {
-    if (lane.waiting.size === 0) return false;
-    if (lane.proven) return lane.running < MAX_RUNNING_PER_NEXT_HOP;
-    return lane.running === 0 && this.#runningUnproven < MAX_RUNNING / 2;
+  /** Behind all others, if it has anything that may start. */
+  #enlist(lane: Lane): void {
+    const limit = lane.proven ? MAX_RUNNING_PER_NEXT_HOP : 1;
+    if (lane.waiting.size > 0 && lane.running < limit) this.#ready.add(lane);
+    else this.#ready.delete(lane);
   }
 
   async #run(lane: Lane, entry: Entry, domains: readonly string[]): Promise<void> {
     const { proven } = lane;
     lane.running++;
-    this.#running++;
-    if (!proven) this.#runningUnproven++;
+    if (proven) this.#running++;
+    else this.#probing++;
     try {
       const { reached, results } = await this.#deliver(lane, entry, domains);
       this.#judge(lane, reached);
@@ -367,11 +381,12 @@ export class Queue {
       this.#complain(entry, error);
     } finally {
       lane.running--;
-      this.#running--;
-      if (!proven) this.#runningUnproven--;
+      if (proven) this.#running--;
+      else this.#probing--;
+      this.#enlist(lane);
       entry.lanes.delete(lane);
       if (entry.lanes.size === 0) await this.#settle(entry);
-      if (lane.running === 0 && lane.waiting.size === 0) this.#retire(lane);
+      this.#retire(lane);
       this.#pump();
     }
   }
@@ -388,23 +403,18 @@ export class Queue {
       recipient.state === 'pending' && domains.includes(domainOf(recipient)) ? [at] : [],
     );
     const recipients = places.map((at) => message.recipients[at]!);
-    const body = await store.openBody(message);
-    try {
-      const leg = this.#deps.legDeps(lane.pool);
-      const { outcomes, reached } = await deliver(
-        lane.nextHop,
-        { sender: message.sender, recipients, body: () => body.read() },
-        { leg, dataTimeoutMs, ackTimeoutMs },
-        this.interrupt,
-      );
-      const { label } = lane.nextHop;
-      const results = new Map(
-        places.map((at, index) => [at, { outcome: outcomes.get(recipients[index]!)!, nextHop: label }]),
-      );
-      return { reached, results };
-    } finally {
-      await body.close();
-    }
+    const leg = this.#deps.legDeps(lane.pool);
+    const { outcomes, reached } = await deliver(
+      lane.nextHop,
+      { sender: message.sender, recipients, body: () => bodyOf(message, store) },
+      { leg, dataTimeoutMs, ackTimeoutMs },
+      { soft: this.#stop.signal, hard: this.#cutOff.signal },
+    );
+    const { label } = lane.nextHop;
+    const results = new Map(
+      places.map((at, index) => [at, { outcome: outcomes.get(recipients[index]!)!, nextHop: label }]),
+    );
+    return { reached, results };
   }
 
   /** After a delivery: is the next hop there? */
@@ -422,11 +432,18 @@ export class Queue {
       this.#sendAway(lane, entry);
       if (entry.lanes.size === 0) this.#track(this.#settle(entry));
     }
+    this.#enlist(lane);
   }
 
   /** Nothing waits for it: its sessions end, and only a lane that is down must be remembered. */
   #retire(lane: Lane): void {
-    if (this.#isDown(lane)) return;
+    if (lane.running > 0 || lane.waiting.size > 0 || this.#lanes.get(lane.nextHop.key) !== lane) return;
+    if (this.#isDown(lane)) {
+      const wait = lane.downUntil - this.#deps.monotonic();
+      // By then the messages that it sent away are back, or there are none.
+      setTimeout(() => this.#retire(lane), wait * 1.2 + 1).unref();
+      return;
+    }
     this.#lanes.delete(lane.nextHop.key);
     this.#track(lane.pool.close());
   }
@@ -567,6 +584,16 @@ export class Queue {
     });
     this.#work.add(done);
     void done.then(() => this.#work.delete(done));
+  }
+}
+
+/** Opened, and compared with its checksum, when the next hop is ready for it. */
+async function* bodyOf(message: QueuedMessage, store: SpoolStore): AsyncGenerator<Buffer> {
+  const body = await store.openBody(message);
+  try {
+    yield* body.read();
+  } finally {
+    await body.close();
   }
 }
 

@@ -62,8 +62,11 @@ export class StoredTransaction {
   #refusal: Reply | null = null;
   #last: readonly Buffer[] = [];
   /** Nobody waits for the reply any more. */
-  readonly #gone = new AbortController();
-  readonly #cutOff = new AbortController();
+  #upstreamGone = false;
+  /** For all deliveries to end, while the upstream waits. */
+  readonly #acknowledgement = new Wait();
+  readonly #soft = new AbortController();
+  readonly #hard = new AbortController();
 
   constructor(sender: Sender, deps: StoredTransactionDeps) {
     this.id = deps.newId();
@@ -172,7 +175,9 @@ export class StoredTransaction {
   /** The upstream has gone, or has reset the transaction. What it got no reply for it will send again. */
   abort(): void {
     for (const wait of this.#waits) wait.cut();
-    this.#gone.abort();
+    this.#upstreamGone = true;
+    this.#soft.abort();
+    this.#acknowledgement.cut();
     if (this.#state.name === 'delivering' || this.#state.name === 'ended') return;
     if (this.#state.name === 'body') void this.#deps.spooler.discard(this.#state.buffer);
     this.#end(this.#record.resultWithoutMessage, null, {});
@@ -180,7 +185,8 @@ export class StoredTransaction {
 
   /** Waits for no next hop any more: what isn't delivered by now is made durable. */
   cutOff(): void {
-    this.#cutOff.abort();
+    this.#hard.abort();
+    this.#acknowledgement.cut();
   }
 
   #untried(): readonly Result[] {
@@ -195,8 +201,10 @@ export class StoredTransaction {
     const { spooler, config } = this.#deps;
     const results = new Map(this.#untried().map((each) => [each.recipient, each]));
     const all = this.#deliverAll(buffer, results).then(() => [...results.values()]);
-    const ended = await this.#firstOf(all, config.ackDeadlineMs);
-    if (this.#gone.signal.aborted) {
+    const timer = setTimeout(() => this.#acknowledgement.cut(), config.ackDeadlineMs);
+    const ended = (await this.#acknowledgement.for(all)) !== null;
+    clearTimeout(timer);
+    if (this.#upstreamGone) {
       await all;
       this.#noteResults([...results.values()]);
       await spooler.discard(buffer);
@@ -224,11 +232,11 @@ export class StoredTransaction {
       group.recipients.push(recipient);
       groups.set(nextHop.key, group);
     }
-    const { soft, hard } = spooler.queue.interrupt;
-    const interrupt = {
-      soft: AbortSignal.any([soft, this.#gone.signal]),
-      hard: AbortSignal.any([hard, this.#cutOff.signal]),
-    };
+    const interrupt = { soft: this.#soft.signal, hard: this.#hard.signal };
+    const letGo = spooler.queue.onInterrupt(
+      () => this.#soft.abort(),
+      () => this.#hard.abort(),
+    );
     const deliveries = [...groups.values()].map(async ({ nextHop, recipients }) => {
       const message = { sender: this.sender, recipients, body: () => buffer.read() };
       const { outcomes } = await deliver(nextHop, message, delivery, interrupt);
@@ -236,20 +244,7 @@ export class StoredTransaction {
         results.set(recipient, { recipient, nextHop: nextHop.label, outcome });
     });
     await Promise.all(deliveries);
-  }
-
-  /** True when `all` came before the deadline, the drain's end, and the upstream's disappearance. */
-  async #firstOf(all: Promise<unknown>, deadlineMs: number): Promise<boolean> {
-    const signal = AbortSignal.any([this.#gone.signal, this.#cutOff.signal]);
-    const cut = new Wait();
-    const onCut = () => cut.cut();
-    const timer = setTimeout(onCut, deadlineMs);
-    signal.addEventListener('abort', onCut);
-    if (signal.aborted) onCut();
-    const done = await cut.for(all.then(() => true));
-    clearTimeout(timer);
-    signal.removeEventListener('abort', onCut);
-    return done ?? false;
+    letGo();
   }
 
   async #within<T>(routing: Promise<T>): Promise<T | null> {
