@@ -6,6 +6,7 @@ import { readFile } from 'node:fs/promises';
 import { isIP } from 'node:net';
 import { networkInterfaces } from 'node:os';
 import { performance } from 'node:perf_hooks';
+import { setTimeout as sleep } from 'node:timers/promises';
 import { createSecureContext } from 'node:tls';
 import type { Logger } from 'pino';
 import type { Gauge } from 'prom-client';
@@ -73,6 +74,8 @@ type Generation = Readonly<{
   certificate: Certificate | null;
 }>;
 
+/** When the drain is cut off: for messages that are being made durable. */
+const VERDICT_GRACE_MS = 5_000;
 /** After the drain: for the queue's deliveries that have sent their final dot. What isn't known by then is tried again. */
 const QUEUE_GRACE_MS = 5_000;
 
@@ -218,7 +221,7 @@ class RunningProxy implements Proxy {
     this.#draining = true;
     const timeoutMs = options.drainTimeoutMs ?? this.#config.drainTimeoutMs;
     const listening = this.#listeners.filter((listener) => listener.server.listening);
-    const timer = setTimeout(() => this.#cutOff(), timeoutMs);
+    const timer = setTimeout(() => void this.#cutOff(), timeoutMs);
     // A transaction can outlive its upstream session: once the dots are out its verdict is waited for, and logged.
     await Promise.all([...listening.map((listener) => listener.drain()), this.#withoutTransactions()]);
     clearTimeout(timer);
@@ -228,12 +231,15 @@ class RunningProxy implements Proxy {
     await this.#http?.close();
   }
 
-  #cutOff(): void {
-    for (const transaction of this.#transactions) transaction.cutOff();
-    // Those that waited for the dots' answers have their verdict now, and their session gets it before the end.
-    setImmediate(() => {
-      for (const listener of this.#listeners) listener.cutOff();
-    });
+  async #cutOff(): Promise<void> {
+    const transactions = [...this.#transactions];
+    for (const transaction of transactions) transaction.cutOff();
+    // Those that waited for the dots' answers have their verdict now, or once their message is on disk, and their
+    // session gets it before the end.
+    const until = performance.now() + VERDICT_GRACE_MS;
+    do await sleep(5);
+    while (transactions.some(({ isFinishing }) => isFinishing) && performance.now() < until);
+    for (const listener of this.#listeners) listener.cutOff();
   }
 
   #withoutTransactions(): Promise<void> {

@@ -93,6 +93,11 @@ export class Transaction {
     return this.#state.name;
   }
 
+  /** The dots are out, and the verdict is due. */
+  get isFinishing(): boolean {
+    return this.#state.name === 'body' && this.#state.fanOut.dotsSent;
+  }
+
   /** For /status: no addresses. */
   describe() {
     const legs = [...this.#legs.values()].map(({ nextHop, phase, recipients }) => ({

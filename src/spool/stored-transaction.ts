@@ -81,6 +81,11 @@ export class StoredTransaction {
     return this.#state.name;
   }
 
+  /** The message is complete, and the verdict is due. */
+  get isFinishing(): boolean {
+    return this.#state.name === 'delivering';
+  }
+
   /** For /status: no addresses. */
   describe() {
     const byHop = new Map<string, number>();
