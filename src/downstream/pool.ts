@@ -1,6 +1,6 @@
-// Downstream sessions kept between the transactions of one upstream session, so that a client that sends message after
-// message costs its next hops one session. A session comes back only after its last transaction ended with the peer's
-// own final reply, and is never shared between upstream sessions.
+// Downstream sessions kept between the transactions of one upstream session, or the deliveries of one lane of the queue,
+// so that message after message costs a next hop one session. A session comes back only after its last transaction ended
+// with the peer's own final reply, and is never shared between upstream sessions. There are as many as were in use at a time.
 // Owns the sessions it holds: close() ends them politely. One that the peer has closed meanwhile is forgotten.
 import type { HopHost, NextHop } from '../routing/routes.ts';
 import type { DownstreamSession } from './session.ts';
@@ -18,7 +18,7 @@ const MAX_MESSAGES_PER_SESSION = 100;
 
 export class SessionPool {
   readonly #deps: PoolDeps;
-  readonly #idle = new Map<string, KeptSession>();
+  readonly #idle = new Map<string, KeptSession[]>();
   #closed = false;
 
   constructor(deps: PoolDeps) {
@@ -27,9 +27,8 @@ export class SessionPool {
 
   /** A session with `nextHop` that is ready for MAIL, or null. */
   take(nextHop: NextHop): KeptSession | null {
-    const kept = this.#idle.get(nextHop.key);
+    const kept = this.#idle.get(nextHop.key)?.pop();
     if (kept === undefined) return null;
-    this.#idle.delete(nextHop.key);
     this.#deps.onCount({ active: 1, idle: -1 });
     this.#deps.onReuse();
     return kept;
@@ -39,9 +38,10 @@ export class SessionPool {
   opened(nextHop: NextHop, kept: KeptSession): void {
     this.#deps.onCount({ active: 1, idle: 0 });
     const onGone = () => {
-      const idle = this.#idle.get(nextHop.key) === kept;
-      if (idle) this.#idle.delete(nextHop.key);
-      this.#deps.onCount(idle ? { active: 0, idle: -1 } : { active: -1, idle: 0 });
+      const all = this.#idle.get(nextHop.key) ?? [];
+      const at = all.indexOf(kept);
+      if (at !== -1) all.splice(at, 1);
+      this.#deps.onCount(at !== -1 ? { active: 0, idle: -1 } : { active: -1, idle: 0 });
     };
     if (kept.session.lost !== null) onGone();
     else kept.session.once('end', onGone);
@@ -52,15 +52,16 @@ export class SessionPool {
     kept.messages++;
     const { session } = kept;
     if (session.lost !== null) return;
-    if (this.#closed || kept.messages >= MAX_MESSAGES_PER_SESSION || this.#idle.has(nextHop.key))
-      return await session.quit();
-    this.#idle.set(nextHop.key, kept);
+    if (this.#closed || kept.messages >= MAX_MESSAGES_PER_SESSION) return await session.quit();
+    const idle = this.#idle.get(nextHop.key);
+    if (idle === undefined) this.#idle.set(nextHop.key, [kept]);
+    else idle.push(kept);
     this.#deps.onCount({ active: -1, idle: 1 });
   }
 
   /** Settles when every kept session is gone; those still in use go when they are given back. */
   async close(): Promise<void> {
     this.#closed = true;
-    await Promise.all([...this.#idle.values()].map(({ session }) => session.quit()));
+    await Promise.all([...this.#idle.values()].flat().map(({ session }) => session.quit()));
   }
 }
