@@ -86,6 +86,7 @@ class RunningProxy implements Proxy {
   readonly #budget: MemoryBudget;
   readonly #fastPath: FastPathMonitor;
   #spool: Spool | null = null;
+  #changes: Promise<void> = Promise.resolve();
   /** Next hops (by key) whose last session offered DSN. */
   readonly #dsn = new Map<string, boolean>();
   #first: Config;
@@ -172,7 +173,7 @@ class RunningProxy implements Proxy {
 
   async reload(config: Config): Promise<void> {
     const generation = await this.#generationOf(config);
-    await this.#switchTo(generation);
+    await this.#inTurn(() => this.#switchTo(generation));
     const { certificate } = generation;
     if (certificate !== null) for (const listener of this.#listeners) listener.useCertificate(certificate);
   }
@@ -381,12 +382,21 @@ class RunningProxy implements Proxy {
   }
 
   async #setMode(mode: string, fallback: string | null): Promise<void> {
-    const current = this.#generation!;
     const wanted = parseConfig({ file: { mode, fallback: fallback ?? 'none' } });
     if (!wanted.ok) throw new Error(wanted.errors.join('; '));
-    const config = { ...current.config, mode: wanted.config.mode, fallback: wanted.config.fallback };
-    await this.#switchTo({ ...current, config });
-    this.#log.info({ event: 'mode', mode, fallback: config.fallback });
+    const changes = { mode: wanted.config.mode, fallback: wanted.config.fallback };
+    await this.#inTurn(async () => {
+      const current = this.#generation!;
+      await this.#switchTo({ ...current, config: { ...current.config, ...changes } });
+    });
+    this.#log.info({ event: 'mode', ...changes });
+  }
+
+  /** One change after the other: two must not both open the spool. */
+  #inTurn(change: () => Promise<void>): Promise<void> {
+    const done = this.#changes.then(change);
+    this.#changes = done.catch(() => {});
+    return done;
   }
 
   /** Unique over processes by its first part, within this one by its second. */

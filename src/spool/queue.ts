@@ -305,7 +305,8 @@ export class Queue {
   /** The attempt is over in every lane. */
   async #settle(entry: Entry): Promise<void> {
     await entry.turn;
-    if (this.#entries.get(entry.id) !== entry || this.#stop.signal.aborted) return;
+    if (this.#entries.get(entry.id) !== entry) return;
+    // Also while stopping: what is done must not be found again at the next start.
     if (entry.domains.length > 0) return this.#schedule(entry);
     this.#forget(entry);
     await this.#deps.store.remove(entry.id).catch((error: unknown) => this.#complain(entry, error));
