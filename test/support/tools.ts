@@ -17,6 +17,9 @@ const TOOLS = {
   swaks: 'swaks',
   openssl: 'openssl',
   strace: 'strace',
+  xfs_io: 'xfsprogs',
+  'mkfs.ext4': 'e2fsprogs',
+  faketime: 'faketime',
 } as const;
 export type Tool = keyof typeof TOOLS;
 
