@@ -21,7 +21,7 @@ export function seeded(seed: number): () => number {
 const FILLER = 'abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789 .';
 
 /** Of at least `octets`; no two bodies are alike anywhere. Some lines begin with a dot, doubled as on the wire. */
-export function bodyOf(tag: string, octets: number, random: () => number): string {
+function bodyOf(tag: string, octets: number, random: () => number): string {
   const lines = [`Subject: ${tag}`, ''];
   for (let length = 0; length < octets; length += 72) {
     const text = Array.from({ length: 70 }, () => FILLER[Math.floor(random() * FILLER.length)]).join('');
@@ -30,7 +30,7 @@ export function bodyOf(tag: string, octets: number, random: () => number): strin
   return `${lines.join('\r\n')}\r\n`;
 }
 
-export function tagOf(body: string | Buffer): string | null {
+function tagOf(body: string | Buffer): string | null {
   return /^Subject: (\S+)\r$/m.exec(body.toString('latin1'))?.[1] ?? null;
 }
 
