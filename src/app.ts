@@ -20,7 +20,7 @@ import { createLogger } from './log.ts';
 import { classLabel, createMetrics, type Metrics } from './metrics.ts';
 import { createMxResolver, type DnsClient, systemDns } from './routing/mx.ts';
 import { createRouter, type Router } from './routing/routes.ts';
-import type { Recipient, Sender } from './smtp/envelope.ts';
+import type { Client, Recipient, Sender } from './smtp/envelope.ts';
 import { protocolKeyword, receivedLine } from './smtp/received.ts';
 import { fastPathDisabled, type Reply } from './smtp/reply.ts';
 import { MemoryBudget } from './spool/buffer.ts';
@@ -28,9 +28,10 @@ import { FastPathMonitor } from './spool/fast-path.ts';
 import { Spool } from './spool/spool.ts';
 import { StoredTransaction } from './spool/stored-transaction.ts';
 import { type Admission, createAdmission } from './upstream/admission.ts';
-import type { Client, SessionContext } from './upstream/connection.ts';
+import type { SessionContext } from './upstream/connection.ts';
 import { type Certificate, Listener } from './upstream/listener.ts';
 import { VERSION } from './version.ts';
+import { WaitLimit } from './wait.ts';
 
 export interface Proxy {
   /** The addresses actually bound, in the order of `listen`. */
@@ -72,6 +73,7 @@ type Generation = Readonly<{
   admission: Admission;
   router: Router;
   certificate: Certificate | null;
+  rcptDeadline: WaitLimit;
 }>;
 
 /** When the drain is cut off: for messages that are being made durable. */
@@ -262,7 +264,8 @@ class RunningProxy implements Proxy {
         : { cert: await readFile(config.tlsCert), key: await readFile(config.tlsKey) };
     // A pair that doesn't fit must be found out before any listener has taken it.
     if (certificate !== null) createSecureContext(certificate);
-    return { config, admission: createAdmission(config), router, certificate };
+    const rcptDeadline = new WaitLimit(config.rcptDeadlineMs);
+    return { config, admission: createAdmission(config), router, certificate, rcptDeadline };
   }
 
   /** RFC 5321 §5.1: our own name, or an address at which connecting would reach ourselves. */
@@ -285,7 +288,6 @@ class RunningProxy implements Proxy {
     metrics.upstreamConnectionsActive.inc();
     this.#connections++;
     const pool = this.#newPool();
-    const leg = this.#legDeps(config, pool);
     return {
       config,
       admission,
@@ -293,7 +295,7 @@ class RunningProxy implements Proxy {
       log: this.#log,
       startTls: certificate !== null && listener.address.protocol === 'smtp',
       offersDsn: () => this.#offersDsn(generation.router),
-      newTransaction: (sender, client) => this.#newTransaction(generation, leg, sender, client),
+      newTransaction: this.#transactionsOf(generation, this.#legDeps(config, pool)),
       refusesMail: () => this.#refusesMail(config),
       hasRoom: () => this.#connections <= config.maxConnections,
       onClosed: () => {
@@ -334,45 +336,46 @@ class RunningProxy implements Proxy {
     };
   }
 
-  #newTransaction(
-    { config, router }: Generation,
+  /** How transactions of a session begin; what they are given is built once, since a small message is soon over. */
+  #transactionsOf(
+    { config, router, rcptDeadline }: Generation,
     leg: LegDeps,
-    sender: Sender,
-    client: Client,
-  ): Transaction | StoredTransaction {
+  ): (sender: Sender, client: Client) => Transaction | StoredTransaction {
     const shared = {
       config,
       router,
       metrics: this.#metrics,
       log: this.#log,
       now: () => performance.now(),
+      rcptDeadline,
       newId: () => this.#newId(),
-      client: client.address,
-      received: (id: string, only: Recipient | null) => received(config, sender, client, id, only),
+      received: (sender: Sender, client: Client, id: string, only: Recipient | null) =>
+        received(config, sender, client, id, only),
       onEnd: (ended: Transaction | StoredTransaction) => {
         this.#transactions.delete(ended);
         if (this.#transactions.size === 0) this.#onIdle?.();
       },
     };
-    const spooler = this.#spool?.spooler ?? null;
-    // Claim 10: what is disabled is the fast path, and cut-through where something can take over.
-    const disabled = config.fallback !== 'none' && !this.#fastPath.enabled;
-    const transaction =
-      spooler !== null && (config.mode !== 'cut-through' || disabled)
-        ? new StoredTransaction(sender, {
-            ...shared,
-            spooler,
-            delivery: { leg, dataTimeoutMs: config.dataTimeoutMs, ackTimeoutMs: config.ackTimeoutMs },
-            fastPathEnabled: () => this.#fastPath.enabled,
-          })
-        : new Transaction(sender, {
-            ...shared,
-            spooler: Spool.isNeeded(config) ? spooler : null,
-            overloaded: () => this.#overloaded(config),
-            leg,
-          });
-    this.#transactions.add(transaction);
-    return transaction;
+    const spooler = Spool.isNeeded(config) ? (this.#spool?.spooler ?? null) : null;
+    const overloaded = () => this.#overloaded(config);
+    const cutThrough = { ...shared, spooler, overloaded, leg };
+    const { dataTimeoutMs, ackTimeoutMs } = config;
+    const stored = spooler && {
+      ...shared,
+      spooler,
+      delivery: { leg, dataTimeoutMs, ackTimeoutMs },
+      fastPathEnabled: () => this.#fastPath.enabled,
+    };
+    return (sender, client) => {
+      // Claim 10: what is disabled is the fast path, and cut-through where something can take over.
+      const disabled = config.fallback !== 'none' && !this.#fastPath.enabled;
+      const transaction =
+        stored !== null && (config.mode !== 'cut-through' || disabled)
+          ? new StoredTransaction(sender, client, stored)
+          : new Transaction(sender, client, cutThrough);
+      this.#transactions.add(transaction);
+      return transaction;
+    };
   }
 
   /** Switched off by hand, with nothing to take over. */

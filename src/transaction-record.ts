@@ -5,9 +5,7 @@ import type { Metrics, TransactionResult } from './metrics.ts';
 export type RecipientRecord = { address: string; nextHop: string; outcome: string; reply: number | null };
 
 export type RecordDeps = Readonly<{
-  mode: string;
-  /** The client's address. */
-  client: string;
+  config: Readonly<{ mode: string }>;
   metrics: Metrics;
   log: Logger;
   /** Milliseconds, monotonic. */
@@ -16,14 +14,21 @@ export type RecordDeps = Readonly<{
 
 export class TransactionRecord {
   readonly #id: string;
-  readonly #reversePath: string;
+  readonly #sender: Readonly<{ mailbox: Readonly<{ address: string }> | null }>;
+  readonly #client: Readonly<{ address: string }>;
   readonly #deps: RecordDeps;
   readonly #began: number;
   readonly #recipients: RecipientRecord[] = [];
 
-  constructor(id: string, reversePath: string, deps: RecordDeps) {
+  constructor(
+    id: string,
+    sender: Readonly<{ mailbox: Readonly<{ address: string }> | null }>,
+    client: Readonly<{ address: string }>,
+    deps: RecordDeps,
+  ) {
     this.#id = id;
-    this.#reversePath = reversePath;
+    this.#sender = sender;
+    this.#client = client;
     this.#deps = deps;
     this.#began = deps.now();
   }
@@ -48,10 +53,10 @@ export class TransactionRecord {
 
   /** @param reply the code that the upstream got, null where it got none */
   end(result: TransactionResult, reply: number | null, extra: Readonly<Record<string, number>>): void {
-    const { mode, client, metrics, log } = this.#deps;
+    const { config, metrics, log } = this.#deps;
     const { milliseconds } = this;
-    metrics.transactions.inc(mode, result);
-    metrics.transactionDuration.observe(milliseconds / 1000, mode);
+    metrics.transactions.inc(config.mode, result);
+    metrics.transactionDuration.observe(milliseconds / 1000, config.mode);
     for (const { outcome } of this.#recipients) {
       if (outcome !== '' && (outcome !== 'accepted' || result !== 'aborted')) metrics.recipients.inc(outcome);
     }
@@ -59,8 +64,8 @@ export class TransactionRecord {
     log.info({
       event: 'transaction',
       id: this.#id,
-      client,
-      reversePath: this.#reversePath,
+      client: this.#client.address,
+      reversePath: this.#sender.mailbox?.address ?? '',
       recipients: this.#recipients,
       result,
       reply,

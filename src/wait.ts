@@ -18,3 +18,38 @@ export class Wait {
     this.onCut();
   }
 }
+
+/** One limit for many waits, with one timer instead of one for each: they come due in the order in which they began. */
+export class WaitLimit {
+  readonly #ms: number;
+  readonly #dueAt = new Map<Wait, number>();
+  #timer: NodeJS.Timeout | null = null;
+
+  constructor(ms: number) {
+    this.#ms = ms;
+  }
+
+  /** Cuts the wait after so long, unless it is lifted before. */
+  limit(wait: Wait): void {
+    this.#dueAt.set(wait, performance.now() + this.#ms);
+    this.#timer ??= setTimeout(() => this.#onDue(), this.#ms).unref();
+  }
+
+  lift(wait: Wait): void {
+    this.#dueAt.delete(wait);
+  }
+
+  #onDue(): void {
+    this.#timer = null;
+    for (const [wait, dueAt] of this.#dueAt) {
+      const rest = dueAt - performance.now();
+      // Timers count whole milliseconds: half of one may be left.
+      if (rest > 1) {
+        this.#timer = setTimeout(() => this.#onDue(), rest).unref();
+        return;
+      }
+      this.#dueAt.delete(wait);
+      wait.cut();
+    }
+  }
+}

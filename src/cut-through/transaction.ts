@@ -11,7 +11,7 @@ import { Leg, type LegDeps } from '../downstream/leg.ts';
 import type { Outcome } from '../downstream/outcome.ts';
 import type { Metrics, TransactionResult } from '../metrics.ts';
 import { type NextHop, type Router, refusalOfRoute } from '../routing/routes.ts';
-import type { Recipient, Sender } from '../smtp/envelope.ts';
+import type { Client, Recipient, Sender } from '../smtp/envelope.ts';
 import { MessageBody } from '../smtp/message-body.ts';
 import {
   dnsTemporary,
@@ -27,7 +27,7 @@ import {
 import type { MessageBuffer } from '../spool/buffer.ts';
 import type { Result, Spooler } from '../spool/spooler.ts';
 import { type RecipientRecord, TransactionRecord } from '../transaction-record.ts';
-import { Wait } from '../wait.ts';
+import { Wait, type WaitLimit } from '../wait.ts';
 import { refusalOfData, type Verdict, verdict, verdictBeforeDots } from './verdict.ts';
 
 export type TransactionDeps = Readonly<{
@@ -38,11 +38,11 @@ export type TransactionDeps = Readonly<{
   log: Logger;
   /** Milliseconds, monotonic. */
   now: () => number;
+  /** --rcpt-deadline. */
+  rcptDeadline: WaitLimit;
   newId: () => string;
-  /** The client's address, for the log. */
-  client: string;
   /** Our Received line for this message; `only` is the one recipient, if there is just one. */
-  received: (id: string, only: Recipient | null) => Buffer;
+  received: (sender: Sender, client: Client, id: string, only: Recipient | null) => Buffer;
   /** Whether the process holds too many message bytes to take on another message. */
   overloaded: () => boolean;
   /** Takes what can't be cut through; null without --fallback and --mixed spool. */
@@ -59,6 +59,7 @@ type State =
 export class Transaction {
   readonly id: string;
   readonly sender: Sender;
+  readonly #client: Client;
   readonly #deps: TransactionDeps;
   readonly #record: TransactionRecord;
   readonly #legs = new Map<string, Leg>();
@@ -80,13 +81,12 @@ export class Transaction {
   /** Seconds, told to the metrics once, at the end. */
   readonly #standstill = { upstream: 0, downstream: 0 };
 
-  constructor(sender: Sender, deps: TransactionDeps) {
+  constructor(sender: Sender, client: Client, deps: TransactionDeps) {
     this.id = deps.newId();
     this.sender = sender;
+    this.#client = client;
     this.#deps = deps;
-    const { config, client, metrics, log, now } = deps;
-    const facts = { mode: config.mode, client, metrics, log, now };
-    this.#record = new TransactionRecord(this.id, sender.mailbox?.address ?? '', facts);
+    this.#record = new TransactionRecord(this.id, sender, client, deps);
   }
 
   get state(): State['name'] {
@@ -125,7 +125,7 @@ export class Transaction {
     this.#records.set(recipient, record);
     const wait = new Wait();
     this.#waits.add(wait);
-    const timer = setTimeout(() => wait.cut(), this.#deps.config.rcptDeadlineMs);
+    this.#deps.rcptDeadline.limit(wait);
     try {
       const { answer: said, reached } = await this.#askNextHop(recipient, record, wait);
       const answer = !reached && this.#hasFallback ? this.#miss(recipient, record, said) : said;
@@ -134,7 +134,7 @@ export class Transaction {
       if (record.outcome === 'accepted') this.#accepted++;
       return answer;
     } finally {
-      clearTimeout(timer);
+      this.#deps.rcptDeadline.lift(wait);
       this.#waits.delete(wait);
     }
   }
@@ -188,7 +188,7 @@ export class Transaction {
       },
     });
     const only = this.#accepted === 1 ? (legs[0]?.recipients[0] ?? this.#missed[0]?.recipient ?? null) : null;
-    const received = this.#deps.received(this.id, only);
+    const received = this.#deps.received(this.sender, this.#client, this.id, only);
     const maxMessageBytes = this.#sizeLimit(legs, received.length);
     const body = new MessageBody(received, { maxMessageBytes, maxReceived: config.maxReceived });
     // --mixed spool needs it only where recipients can differ.

@@ -1,6 +1,15 @@
-// What MAIL and RCPT said of a message, in parsed form (RFC 5321 §2.3.1).
+// What MAIL and RCPT said of a message, in parsed form (RFC 5321 §2.3.1), and who said it.
 import type { Mailbox, MailParams, RcptParams } from './address.ts';
 
 /** `mailbox` is null for the null reverse-path. */
 export type Sender = Readonly<{ mailbox: Mailbox | null; params: MailParams }>;
 export type Recipient = Readonly<{ mailbox: Mailbox; params: RcptParams }>;
+
+/** Who is connected, for the Received line and the log. */
+export type Client = Readonly<{
+  address: string;
+  helo: string;
+  /** False after HELO. */
+  extended: boolean;
+  tls: Readonly<{ version: string; cipher: string }> | null;
+}>;

@@ -9,7 +9,7 @@ import type { Logger } from 'pino';
 import type { Config } from '../config.ts';
 import type { Metrics, TransactionResult } from '../metrics.ts';
 import { type NextHop, type Router, refusalOfRoute } from '../routing/routes.ts';
-import type { Recipient, Sender } from '../smtp/envelope.ts';
+import type { Client, Recipient, Sender } from '../smtp/envelope.ts';
 import { MessageBody } from '../smtp/message-body.ts';
 import {
   dnsTemporary,
@@ -21,7 +21,7 @@ import {
   transactionAborted,
 } from '../smtp/reply.ts';
 import { type RecipientRecord, TransactionRecord } from '../transaction-record.ts';
-import { Wait } from '../wait.ts';
+import { Wait, type WaitLimit } from '../wait.ts';
 import type { MessageBuffer } from './buffer.ts';
 import { type DeliveryDeps, deliver } from './delivery.ts';
 import type { Result, Settled, Spooler } from './spooler.ts';
@@ -37,10 +37,10 @@ export type StoredTransactionDeps = Readonly<{
   log: Logger;
   /** Milliseconds, monotonic. */
   now: () => number;
+  /** --rcpt-deadline. */
+  rcptDeadline: WaitLimit;
   newId: () => string;
-  /** The client's address, for the log. */
-  client: string;
-  received: (id: string, only: Recipient | null) => Buffer;
+  received: (sender: Sender, client: Client, id: string, only: Recipient | null) => Buffer;
   onEnd: (transaction: StoredTransaction) => void;
 }>;
 
@@ -53,6 +53,7 @@ type Target = { readonly recipient: Recipient; readonly nextHop: NextHop | null;
 export class StoredTransaction {
   readonly id: string;
   readonly sender: Sender;
+  readonly #client: Client;
   readonly #deps: StoredTransactionDeps;
   readonly #record: TransactionRecord;
   /** The recipients accepted; no next hop where it could not be found out now. */
@@ -68,13 +69,12 @@ export class StoredTransaction {
   readonly #soft = new AbortController();
   readonly #hard = new AbortController();
 
-  constructor(sender: Sender, deps: StoredTransactionDeps) {
+  constructor(sender: Sender, client: Client, deps: StoredTransactionDeps) {
     this.id = deps.newId();
     this.sender = sender;
+    this.#client = client;
     this.#deps = deps;
-    const { config, client, metrics, log, now } = deps;
-    const facts = { mode: config.mode, client, metrics, log, now };
-    this.#record = new TransactionRecord(this.id, sender.mailbox?.address ?? '', facts);
+    this.#record = new TransactionRecord(this.id, sender, client, deps);
   }
 
   get state(): State['name'] {
@@ -137,7 +137,7 @@ export class StoredTransaction {
       return noDiskSpace();
     }
     const only = this.#targets.length === 1 ? this.#targets[0]!.recipient : null;
-    const body = new MessageBody(received(this.id, only), config);
+    const body = new MessageBody(received(this.sender, this.#client, this.id, only), config);
     this.#state = { name: 'body', buffer: spooler.newBuffer(this.id), body };
     return null;
   }
@@ -255,11 +255,11 @@ export class StoredTransaction {
   async #within<T>(routing: Promise<T>): Promise<T | null> {
     const wait = new Wait();
     this.#waits.add(wait);
-    const timer = setTimeout(() => wait.cut(), this.#deps.config.rcptDeadlineMs);
+    this.#deps.rcptDeadline.limit(wait);
     try {
       return await wait.for(routing);
     } finally {
-      clearTimeout(timer);
+      this.#deps.rcptDeadline.lift(wait);
       this.#waits.delete(wait);
     }
   }

@@ -15,21 +15,12 @@ import type { Transaction } from '../cut-through/transaction.ts';
 import { Deadline } from '../deadline.ts';
 import { classLabel, type Metrics } from '../metrics.ts';
 import { decodeCommandLine, parseMail, parseRcpt } from '../smtp/address.ts';
-import type { Recipient, Sender } from '../smtp/envelope.ts';
+import type { Client, Recipient, Sender } from '../smtp/envelope.ts';
 import * as replies from '../smtp/reply.ts';
 import { formatReply, type Reply, replyClass } from '../smtp/reply.ts';
 import type { StoredTransaction } from '../spool/stored-transaction.ts';
 import type { Admission } from './admission.ts';
 import { WireStream } from './wire-stream.ts';
-
-/** Who is connected, for the Received line and the log. */
-export type Client = Readonly<{
-  address: string;
-  helo: string;
-  /** False after HELO. */
-  extended: boolean;
-  tls: Readonly<{ version: string; cipher: string }> | null;
-}>;
 
 /** What a session is given once, when it begins; a reload makes a new one for the sessions after it. */
 export type SessionContext = Readonly<{
