@@ -333,6 +333,8 @@ export class SpoolStore {
   async #unlinkAll(id: string): Promise<void> {
     const paths = [this.#path(id, 'json'), this.#path(id, 'eml'), this.temporaryPath(id)];
     for (const path of paths) await unlink(path).catch(() => {});
+    // Else a power cut could bring back what was answered with 4xx.
+    await this.#syncFolder().catch(() => {});
   }
 
   /** One fsync serves all who wait for it; whoever comes while one runs needs the next. */
