@@ -294,7 +294,7 @@ class RunningProxy implements Proxy {
       metrics,
       log: this.#log,
       startTls: certificate !== null && listener.address.protocol === 'smtp',
-      offersDsn: () => this.#offersDsn(generation.router),
+      offersDsn: () => config.mode !== 'cut-through' || this.#offersDsn(generation.router),
       newTransaction: this.#transactionsOf(generation, this.#legDeps(config, pool)),
       refusesMail: () => this.#refusesMail(config),
       hasRoom: () => this.#connections <= config.maxConnections,
@@ -408,7 +408,7 @@ class RunningProxy implements Proxy {
     return `${this.#idPrefix}.${this.#serial.toString(36)}`;
   }
 
-  /** DSN is promised only where every next hop is known to take it: all static, each seen to offer it. */
+  /** Cut through, DSN is promised only where every next hop is known to take it: all static, each seen to offer it. */
   #offersDsn({ nextHops }: Router): boolean {
     return nextHops?.every(({ key }) => this.#dsn.get(key) === true) ?? false;
   }

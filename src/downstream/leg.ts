@@ -125,7 +125,9 @@ export class Leg {
     this.#timed('dot');
     this.#enter('done');
     // SMTP has one reply for all recipients of the leg, LMTP (RFC 2033 §4.2) one for each.
-    return this.#isLmtp ? outcomes : this.recipients.map(() => outcomes[0]!);
+    return this.recipients.map((recipient, at) =>
+      this.#withReport(recipient, outcomes[this.#isLmtp ? at : 0]!),
+    );
   }
 
   /** Destroys the session at once, without a dot, QUIT or RSET; stops connecting. */
@@ -232,6 +234,12 @@ export class Leg {
     // Where a peer that talks nonsense stands, nobody knows: it gets no further message.
     this.drop();
     return this.#lostOutcome('dot', true);
+  }
+
+  #withReport({ params }: Recipient, outcome: Outcome): Outcome {
+    const wanted = params.notify?.split(',').includes('SUCCESS') ?? false;
+    if (!wanted || outcome.kind !== 'accepted' || this.session?.capabilities.dsn) return outcome;
+    return { ...outcome, relayed: true };
   }
 
   #lostOutcome(phase: string, dotSent: boolean): Outcome {

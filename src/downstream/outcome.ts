@@ -2,7 +2,8 @@
 import { type Reply, replyClass } from '../smtp/reply.ts';
 
 export type Outcome =
-  | Readonly<{ kind: 'accepted'; reply: Reply }>
+  /** `relayed`: NOTIFY=SUCCESS was asked for, and the next hop has no DSN to report by (RFC 3461 §5.2.2). */
+  | Readonly<{ kind: 'accepted'; reply: Reply; relayed?: true }>
   | Readonly<{ kind: 'rejected'; reply: Reply }>
   | Readonly<{ kind: 'deferred'; reply: Reply }>
   /** After the dot the outcome is unknown; before it nobody has the message. */

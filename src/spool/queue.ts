@@ -494,6 +494,11 @@ export class Queue {
     if (failed.length > 0 && !(await this.#notify(message, failed, failure))) {
       recipients = recipients.map((each) => (failed.includes(each) ? { ...each, state: 'pending' } : each));
     }
+    const relayed = recipients.filter((each, at) => {
+      const outcome = results.get(at)?.outcome;
+      return each.state === 'delivered' && outcome?.kind === 'accepted' && outcome.relayed;
+    });
+    await this.#notify(message, relayed, 'relayed');
     for (const [at, each] of recipients.entries()) {
       if (!results.has(at)) continue;
       const result = each.state === 'failed' ? (failure === 'expired' ? 'expired' : 'rejected') : each.state;
@@ -516,20 +521,30 @@ export class Queue {
   }
 
   /** Claims 8 and 9 end here for a recipient that never gets it (RFC 5321 §6.1). @returns whether the duty is done */
-  async #notify(
+  async #notify(message: QueuedMessage, about: readonly RecipientState[], kind: DsnKind): Promise<boolean> {
+    if (toBeNotified(message, about, kind).length === 0) return true;
+    return await this.report(message, about, kind, bodyOf(message, this.#deps.store));
+  }
+
+  /**
+   * Queues the notification about those of the recipients whom the sender wants to hear about.
+   * @param body from its first octet; read as far as need be
+   * @returns false when that could not be done
+   */
+  async report(
     message: QueuedMessage,
-    failed: readonly RecipientState[],
-    kind: 'failed' | 'expired',
+    about: readonly RecipientState[],
+    kind: DsnKind,
+    body: AsyncIterable<Buffer>,
   ): Promise<boolean> {
-    const recipients = toBeNotified(message, failed, kind);
+    const recipients = toBeNotified(message, about, kind);
     if (recipients.length === 0) return true;
     const { store, now, newId } = this.#deps;
     const { hostname, maxQueueAgeMs } = this.#deps.config();
     const id = newId();
     let buffer: MessageBuffer | null = null;
     try {
-      const body = await store.openBody(message);
-      const original = await readOriginal(message, kind, body.read()).finally(() => body.close());
+      const original = await readOriginal(message, kind, body);
       const dsn = await composeDsn(message, recipients, kind, original, {
         hostname,
         now,

@@ -95,6 +95,7 @@ export class Spooler {
   ): Promise<Settled> {
     const outcomes = results.map(({ outcome }) => outcome);
     if (outcomes.every((outcome) => outcome?.kind === 'accepted')) {
+      await this.#reportRelayed(id, sender, results, buffer);
       await this.discard(buffer);
       const [first] = outcomes;
       const one = new Set(results.map(({ nextHop }) => nextHop)).size === 1;
@@ -124,6 +125,7 @@ export class Spooler {
     rest: Promise<readonly Result[]> | null = null,
   ): Promise<Settled> {
     const { store, queue, now, log, onCommitted } = this.#deps;
+    await this.#reportRelayed(id, sender, results, buffer);
     const began = performance.now();
     const tried = results.some(({ outcome }) => outcome !== null);
     const delay =
@@ -159,6 +161,32 @@ export class Spooler {
       const full = code === 'ENOSPC' || code === 'EDQUOT';
       return { reply: full ? noDiskSpace() : storageFailed(), result: 'deferred' };
     }
+  }
+
+  /** NOTIFY=SUCCESS, where the next hop that has it can't report: our report ends here (RFC 3461 §5.2.2). */
+  async #reportRelayed(
+    id: string,
+    sender: Sender,
+    results: readonly Result[],
+    buffer: MessageBuffer,
+  ): Promise<void> {
+    const relayed = results.filter(({ outcome }) => outcome?.kind === 'accepted' && outcome.relayed);
+    if (relayed.length === 0) return;
+    const now = this.#deps.now();
+    const recipients = relayed.map((each) => stateOf(each, now));
+    const { octets } = buffer;
+    const message = {
+      id,
+      queuedAt: now,
+      sender,
+      recipients,
+      octets,
+      crc32: 0,
+      attempts: 1,
+      nextAttemptAt: now,
+      delayNotified: false,
+    };
+    await this.#deps.queue.report(message, recipients, 'relayed', buffer.read());
   }
 
   async #release(buffer: MessageBuffer): Promise<void> {
