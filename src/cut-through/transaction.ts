@@ -341,12 +341,12 @@ export class Transaction {
   async #verdictOf({ legs }: FanOut, outcomes: readonly (readonly Outcome[])[]): Promise<Verdict> {
     const all: Outcome[] = [];
     const results: Result[] = [...this.#missed];
+    for (const { recipient, outcome } of this.#missed)
+      if (outcome !== null) this.#noteOutcome(recipient, outcome);
     for (const [at, { recipients, nextHop }] of legs.entries()) {
       for (const [index, recipient] of recipients.entries()) {
         const outcome = outcomes[at]![index]!;
-        const record = this.#records.get(recipient)!;
-        record.outcome = outcome.kind === 'lost' ? 'deferred' : outcome.kind;
-        record.reply = outcome.kind === 'lost' ? null : outcome.reply.code;
+        this.#noteOutcome(recipient, outcome);
         all.push(outcome);
         results.push({ recipient, nextHop: nextHop.label, outcome });
       }
@@ -362,6 +362,12 @@ export class Transaction {
     const accepted = outcomes.filter(({ kind }) => kind === 'accepted').length;
     if (this.#upstreamGone || (accepted === outcomes.length && this.#missed.length === 0)) return false;
     return this.#hasFallback || accepted > 0;
+  }
+
+  #noteOutcome(recipient: Recipient, outcome: Outcome): void {
+    const record = this.#records.get(recipient)!;
+    record.outcome = outcome.kind === 'lost' ? 'deferred' : outcome.kind;
+    record.reply = outcome.kind === 'lost' ? null : outcome.reply.code;
   }
 
   #note(recipient: Recipient, answer: Reply): void {

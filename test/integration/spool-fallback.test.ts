@@ -106,6 +106,11 @@ describe.each(['spool', 'fast-path'] as const)('--fallback %s', (fallback) => {
     expect(await client.reply()).toMatch(/^250 2\.0\.0 queued as/);
     expect(a!.messages).toHaveLength(1);
     expect(filesIn(directory)).toHaveLength(2);
+    // The log and the counters say what became of whom, not what RCPT was told.
+    expect(proxy.transactions()[0]!.recipients).toMatchObject([
+      { address: 'u@a.example', outcome: 'accepted', reply: 250 },
+      { address: 'v@b.example', outcome: 'deferred', reply: 451 },
+    ]);
     down.up = true;
     await untilQueueEmpty(proxy, directory);
     await sleep(80);
