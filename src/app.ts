@@ -24,6 +24,7 @@ import type { Client, Recipient, Sender } from './smtp/envelope.ts';
 import { protocolKeyword, receivedLine } from './smtp/received.ts';
 import { fastPathDisabled, type Reply } from './smtp/reply.ts';
 import { MemoryBudget } from './spool/buffer.ts';
+import type { DeliveryDeps } from './spool/delivery.ts';
 import { FastPathMonitor } from './spool/fast-path.ts';
 import { Spool } from './spool/spool.ts';
 import { StoredTransaction } from './spool/stored-transaction.ts';
@@ -153,7 +154,7 @@ class RunningProxy implements Proxy {
   async start(): Promise<void> {
     const config = this.#first;
     this.#generation = await this.#generationOf(config);
-    if (Spool.isNeeded(config)) this.#spool = await this.#openSpool();
+    if (Spool.isNeeded(config)) this.#spool = await this.#openSpool(config);
     const { certificate } = this.#generation;
     this.#listeners = config.listen.map(
       (address) => new Listener(address, config, certificate, (listener) => this.#contextOf(listener)),
@@ -183,19 +184,19 @@ class RunningProxy implements Proxy {
   /** New transactions of sessions that begin from now on run by `generation`. */
   async #switchTo(generation: Generation): Promise<void> {
     const { config } = generation;
-    if (this.#spool !== null && config.spoolDir !== this.#first.spoolDir)
+    if (this.#spool !== null && config.spoolDir !== this.#spool.directory)
       this.#log.warn({ event: 'config_warning' }, 'spoolDir: takes effect with the next start');
     if (this.#spool === null && Spool.isNeeded(config)) {
-      this.#spool = await this.#openSpool();
+      this.#spool = await this.#openSpool(config);
       this.#spool.recover();
     }
     this.#generation = generation;
     this.#metrics.setMode(config.mode, config.fallback);
   }
 
-  async #openSpool(): Promise<Spool> {
+  async #openSpool(config: Config): Promise<Spool> {
     const metrics = this.#metrics;
-    return await Spool.open({
+    return await Spool.open(config, {
       config: () => this.#config,
       budget: this.#budget,
       log: this.#log,
@@ -204,7 +205,7 @@ class RunningProxy implements Proxy {
         route: (domain) => this.#generation!.router.route(domain || this.#config.hostname),
         newPool: () => this.#newPool(),
         // The queue's schedule is what retries.
-        legDeps: (pool) => this.#legDeps({ ...this.#config, connectRetries: 0 }, pool),
+        delivery: (pool) => this.#deliveryDeps({ ...this.#config, connectRetries: 0 }, pool),
         newId: () => this.#newId(),
         now: Date.now,
         monotonic: () => performance.now(),
@@ -318,6 +319,19 @@ class RunningProxy implements Proxy {
     });
   }
 
+  #deliveryDeps(config: Config, pool: SessionPool): DeliveryDeps {
+    const { dataTimeoutMs, ackTimeoutMs } = config;
+    const { messageBytes, backpressure } = this.#metrics;
+    return {
+      leg: this.#legDeps(config, pool),
+      dataTimeoutMs,
+      ackTimeoutMs,
+      // The message is ours already: only the next hop can be waited for.
+      onStandstill: (side, seconds) => side === 'downstream' && backpressure.add(seconds, side),
+      onSent: (octets) => messageBytes.add(octets, 'out'),
+    };
+  }
+
   #legDeps(config: Config, pool: SessionPool): LegDeps {
     const metrics = this.#metrics;
     return {
@@ -359,11 +373,10 @@ class RunningProxy implements Proxy {
     const spooler = Spool.isNeeded(config) ? (this.#spool?.spooler ?? null) : null;
     const overloaded = () => this.#overloaded(config);
     const cutThrough = { ...shared, spooler, overloaded, leg };
-    const { dataTimeoutMs, ackTimeoutMs } = config;
     const stored = spooler && {
       ...shared,
       spooler,
-      delivery: { leg, dataTimeoutMs, ackTimeoutMs },
+      delivery: this.#deliveryDeps(config, leg.pool),
       fastPathEnabled: () => this.#fastPath.enabled,
     };
     return (sender, client) => {

@@ -2,7 +2,35 @@
 import type { Logger } from 'pino';
 import type { Metrics, TransactionResult } from './metrics.ts';
 
-export type RecipientRecord = { address: string; nextHop: string; outcome: string; reply: number | null };
+/** What became of a recipient, as in downstream/outcome.ts; null where it is not known yet. */
+type Fate =
+  | Readonly<{ kind: 'accepted' | 'rejected' | 'deferred'; reply: Readonly<{ code: number }> }>
+  | Readonly<{ kind: 'lost' }>
+  | null;
+
+export class RecipientRecord {
+  readonly address: string;
+  nextHop = '';
+  outcome: '' | 'accepted' | 'rejected' | 'deferred' = '';
+  reply: number | null = null;
+
+  constructor(address: string) {
+    this.address = address;
+  }
+
+  /** The reply that stands for it, of the next hop or of ours. */
+  answered({ code }: Readonly<{ code: number }>): void {
+    this.outcome = code < 300 ? 'accepted' : code >= 500 ? 'rejected' : 'deferred';
+    this.reply = code;
+  }
+
+  /** What is not known is for the upstream, or for the queue, to try again. */
+  ended(fate: Fate): void {
+    const known = fate !== null && fate.kind !== 'lost';
+    this.outcome = known ? fate.kind : 'deferred';
+    this.reply = known ? fate.reply.code : null;
+  }
+}
 
 export type RecordDeps = Readonly<{
   config: Readonly<{ mode: string }>;
@@ -38,7 +66,7 @@ export class TransactionRecord {
   }
 
   add(address: string): RecipientRecord {
-    const record = { address, nextHop: '', outcome: '', reply: null };
+    const record = new RecipientRecord(address);
     this.#recipients.push(record);
     return record;
   }

@@ -4,13 +4,11 @@
 //   3. body bytes run to all legs in step; whatever goes wrong here drops all of them without a dot;
 //   4. the upstream's real end of data lets the dots out; the verdict on the replies is the one reply it gets.
 // Owns its legs. Every end goes through #end(), which releases them, counts, and writes the one log line.
-import type { Logger } from 'pino';
-import type { Config } from '../config.ts';
 import { FanOut } from '../downstream/fan-out.ts';
 import { Leg, type LegDeps } from '../downstream/leg.ts';
 import type { Outcome } from '../downstream/outcome.ts';
-import type { Metrics, TransactionResult } from '../metrics.ts';
-import { type NextHop, type Router, refusalOfRoute } from '../routing/routes.ts';
+import type { TransactionResult } from '../metrics.ts';
+import { type NextHop, refusalOfRoute } from '../routing/routes.ts';
 import type { Client, Recipient, Sender } from '../smtp/envelope.ts';
 import { MessageBody } from '../smtp/message-body.ts';
 import {
@@ -26,29 +24,20 @@ import {
 } from '../smtp/reply.ts';
 import type { MessageBuffer } from '../spool/buffer.ts';
 import type { Result, Spooler } from '../spool/spooler.ts';
+import type { IntakeDeps } from '../spool/stored-transaction.ts';
 import { type RecipientRecord, TransactionRecord } from '../transaction-record.ts';
-import { Wait, type WaitLimit } from '../wait.ts';
+import { Wait } from '../wait.ts';
 import { refusalOfData, type Verdict, verdict, verdictBeforeDots } from './verdict.ts';
 
-export type TransactionDeps = Readonly<{
-  config: Config;
-  router: Router;
-  leg: LegDeps;
-  metrics: Metrics;
-  log: Logger;
-  /** Milliseconds, monotonic. */
-  now: () => number;
-  /** --rcpt-deadline. */
-  rcptDeadline: WaitLimit;
-  newId: () => string;
-  /** Our Received line for this message; `only` is the one recipient, if there is just one. */
-  received: (sender: Sender, client: Client, id: string, only: Recipient | null) => Buffer;
-  /** Whether the process holds too many message bytes to take on another message. */
-  overloaded: () => boolean;
-  /** Takes what can't be cut through; null without --fallback and --mixed spool. */
-  spooler: Spooler | null;
-  onEnd: (transaction: Transaction) => void;
-}>;
+export type TransactionDeps = IntakeDeps &
+  Readonly<{
+    leg: LegDeps;
+    /** Whether the process holds too many message bytes to take on another message. */
+    overloaded: () => boolean;
+    /** Takes what can't be cut through; null without --fallback and --mixed spool. */
+    spooler: Spooler | null;
+    onEnd: (transaction: Transaction) => void;
+  }>;
 
 type State =
   | Readonly<{ name: 'envelope' }>
@@ -129,8 +118,7 @@ export class Transaction {
     try {
       const { answer: said, reached } = await this.#askNextHop(recipient, record, wait);
       const answer = !reached && this.#hasFallback ? this.#miss(recipient, record, said) : said;
-      record.outcome = recipientResult(answer);
-      record.reply = answer.code;
+      record.answered(answer);
       if (record.outcome === 'accepted') this.#accepted++;
       return answer;
     } finally {
@@ -315,7 +303,8 @@ export class Transaction {
   }
 
   #refuseData(refusal: Reply): Reply {
-    for (const leg of this.#legs.values()) for (const each of leg.recipients) this.#note(each, refusal);
+    for (const leg of this.#legs.values())
+      for (const each of leg.recipients) this.#records.get(each)!.answered(refusal);
     this.#end(resultOf(refusal), refusal, {});
     return refusal;
   }
@@ -334,19 +323,18 @@ export class Transaction {
     }
     decision ??= { reply: legLost('a next hop', 'body'), result: 'deferred' };
     for (const leg of this.#legs.values())
-      for (const each of leg.recipients) this.#note(each, decision.reply);
+      for (const each of leg.recipients) this.#records.get(each)!.answered(decision.reply);
     return decision;
   }
 
   async #verdictOf({ legs }: FanOut, outcomes: readonly (readonly Outcome[])[]): Promise<Verdict> {
     const all: Outcome[] = [];
     const results: Result[] = [...this.#missed];
-    for (const { recipient, outcome } of this.#missed)
-      if (outcome !== null) this.#noteOutcome(recipient, outcome);
+    for (const { recipient, outcome } of this.#missed) this.#records.get(recipient)!.ended(outcome);
     for (const [at, { recipients, nextHop }] of legs.entries()) {
       for (const [index, recipient] of recipients.entries()) {
         const outcome = outcomes[at]![index]!;
-        this.#noteOutcome(recipient, outcome);
+        this.#records.get(recipient)!.ended(outcome);
         all.push(outcome);
         results.push({ recipient, nextHop: nextHop.label, outcome });
       }
@@ -364,18 +352,6 @@ export class Transaction {
     return this.#hasFallback || accepted > 0;
   }
 
-  #noteOutcome(recipient: Recipient, outcome: Outcome): void {
-    const record = this.#records.get(recipient)!;
-    record.outcome = outcome.kind === 'lost' ? 'deferred' : outcome.kind;
-    record.reply = outcome.kind === 'lost' ? null : outcome.reply.code;
-  }
-
-  #note(recipient: Recipient, answer: Reply): void {
-    const record = this.#records.get(recipient)!;
-    record.outcome = recipientResult(answer);
-    record.reply = answer.code;
-  }
-
   /** The one gate to the end: legs released, counted, logged. */
   #end(result: TransactionResult, answer: Reply | null, extra: Record<string, number>): void {
     if (this.#state.name === 'ended') return;
@@ -388,12 +364,6 @@ export class Transaction {
     this.#record.end(result, answer?.code ?? null, extra);
     this.#deps.onEnd(this);
   }
-}
-
-function recipientResult(answer: Reply): 'accepted' | 'rejected' | 'deferred' {
-  const digit = replyClass(answer);
-  if (digit === 2) return 'accepted';
-  return digit === 5 ? 'rejected' : 'deferred';
 }
 
 function resultOf(refusal: Reply): TransactionResult {

@@ -34,6 +34,9 @@ export type QueueControl = Readonly<{
 }>;
 
 const UNKNOWN = 'no such message';
+const REQUEST_TIMEOUT_MS = 10_000;
+/** To remove thousands takes thousands of fsyncs. */
+const ANSWER_TIMEOUT_MS = 120_000;
 
 export function controlOfQueue(queue: Queue, store: SpoolStore): QueueControl {
   return {
@@ -106,8 +109,10 @@ async function each(
 /** Answers the one request of a connection to the lock's socket. */
 export function serveControl(socket: Socket, control: () => QueueControl | null): void {
   const lines = createInterface({ input: socket });
+  socket.setTimeout(REQUEST_TIMEOUT_MS, () => socket.destroy());
   lines.once('line', (line) => {
     lines.close();
+    socket.setTimeout(0);
     const parsed = parse(line);
     const current = control();
     const answer =
@@ -125,6 +130,7 @@ export async function askHolder(socket: Socket, request: QueueRequest): Promise<
   socket.setEncoding('utf8').on('data', (chunk: string) => {
     text += chunk;
   });
+  socket.setTimeout(ANSWER_TIMEOUT_MS, () => socket.destroy());
   await once(socket, 'close');
   if (!text.endsWith('\n')) throw new Error('the proxy ended without an answer');
   return JSON.parse(text) as QueueAnswer;

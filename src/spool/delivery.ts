@@ -1,6 +1,6 @@
 // One next hop's share of a buffered message: the envelope, the body from its start, the dot, the outcomes (claim 5).
 // Owns its leg, which is released at the end, whatever the end is.
-import { FanOut } from '../downstream/fan-out.ts';
+import { FanOut, type FanOutDeps } from '../downstream/fan-out.ts';
 import { Leg, type LegDeps } from '../downstream/leg.ts';
 import { type Outcome, outcomeOf } from '../downstream/outcome.ts';
 import type { NextHop } from '../routing/routes.ts';
@@ -10,6 +10,9 @@ export type DeliveryDeps = Readonly<{
   leg: LegDeps;
   dataTimeoutMs: number;
   ackTimeoutMs: number;
+  onStandstill: FanOutDeps['onStandstill'];
+  /** Octets written to the next hop. */
+  onSent: (octets: number) => void;
 }>;
 
 export type Delivery = Readonly<{
@@ -72,7 +75,7 @@ async function sendBody(leg: Leg, body: Delivery['body'], deps: DeliveryDeps): P
     dataTimeoutMs: deps.dataTimeoutMs,
     ackTimeoutMs: deps.ackTimeoutMs,
     now: deps.leg.now,
-    onStandstill: () => {},
+    onStandstill: deps.onStandstill,
   });
   let last: Buffer[] = [];
   try {
@@ -88,5 +91,6 @@ async function sendBody(leg: Leg, body: Delivery['body'], deps: DeliveryDeps): P
     return forAll({ kind: 'lost', nextHop: leg.nextHop.label, phase: 'body', dotSent: false });
   }
   const outcomes = await fanOut.finish(last);
+  deps.onSent(fanOut.bytesOut);
   return outcomes?.[0] ?? forAll(fanOut.failure!.outcome);
 }

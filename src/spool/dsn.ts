@@ -68,8 +68,8 @@ export function toBeNotified(
 ): readonly RecipientState[] {
   if (message.sender.mailbox === null) return [];
   return recipients.filter(({ params }) => {
-    // RFC 3461 §4.1: without NOTIFY, of failures and, at the server's discretion, of delays.
-    const wishes = params.notify?.split(',') ?? ['FAILURE', 'DELAY'];
+    // RFC 3461 §4.1: without NOTIFY, of failures; of delays at the server's discretion, so only where that is asked for.
+    const wishes = params.notify?.split(',') ?? ['FAILURE'];
     return wishes.includes(KINDS[kind].notify);
   });
 }

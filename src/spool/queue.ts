@@ -11,22 +11,18 @@
 import { setMaxListeners } from 'node:events';
 import type { Logger } from 'pino';
 import type { Config } from '../config.ts';
-import type { LegDeps } from '../downstream/leg.ts';
 import type { Outcome } from '../downstream/outcome.ts';
 import type { SessionPool } from '../downstream/pool.ts';
 import { type NextHop, type RouteResult, refusalOfRoute } from '../routing/routes.ts';
 import { queueTimeExpired, type Reply } from '../smtp/reply.ts';
 import { MemoryBudget, MessageBuffer } from './buffer.ts';
-import { deliver } from './delivery.ts';
+import { type DeliveryDeps, deliver } from './delivery.ts';
 import { composeDsn, type DsnKind, readOriginal, toBeNotified } from './dsn.ts';
 import { DamagedError, type QueuedMessage, type QueuedSummary, type RecipientState } from './envelope.ts';
 import { retryDelay } from './schedule.ts';
 import type { SpoolStore } from './store.ts';
 
-type QueueConfig = Pick<
-  Config,
-  'hostname' | 'retryScheduleMs' | 'maxQueueAgeMs' | 'dataTimeoutMs' | 'ackTimeoutMs'
->;
+type QueueConfig = Pick<Config, 'hostname' | 'retryScheduleMs' | 'maxQueueAgeMs'>;
 
 export type QueueDeps = Readonly<{
   store: SpoolStore;
@@ -35,7 +31,7 @@ export type QueueDeps = Readonly<{
   route: (domain: string) => RouteResult | Promise<RouteResult>;
   /** For a lane, which keeps its session from message to message in its own pool. */
   newPool: () => SessionPool;
-  legDeps: (pool: SessionPool) => LegDeps;
+  delivery: (pool: SessionPool) => DeliveryDeps;
   newId: () => string;
   /** Epoch milliseconds, for what is written down. */
   now: () => number;
@@ -65,14 +61,16 @@ type Entry = {
   readonly id: string;
   readonly octets: number;
   readonly queuedAt: number;
-  /** On the monotonic clock. */
-  readonly expiresAt: number;
+  /** When the 250 was given, on the monotonic clock. */
+  readonly bornAt: number;
   /** Of the recipients that are not final. */
   domains: readonly string[];
   attempts: number;
   nextAttemptAt: number;
-  /** Until the next attempt, once this one is over. */
+  /** Until the next attempt, once this one is over; Infinity while nothing has come of it. */
   delayMs: number;
+  /** This attempt counts: it was not put off because a lane is down. */
+  tried: boolean;
   timer: NodeJS.Timeout | null;
   /** Those in which it waits or is being delivered. */
   readonly lanes: Set<Lane>;
@@ -96,6 +94,8 @@ const MAX_RUNNING = 100;
 /** First deliveries to next hops that have not answered yet: most hold no more than a socket. */
 const MAX_PROBING = 1000;
 const MAX_RUNNING_PER_NEXT_HOP = 10;
+/** When a sender who asked for it is told that the message still waits (RFC 5321 §4.5.4.1 speaks of hours). */
+const DELAY_WARNING_MS = 4 * 3_600_000;
 /** Lookups at a time; all that is due after a restart comes at once. */
 const MAX_ROUTING = 50;
 
@@ -225,12 +225,13 @@ export class Queue {
       id: message.id,
       octets: message.octets,
       queuedAt: message.queuedAt,
-      expiresAt: this.#deps.monotonic() + this.#deps.config().maxQueueAgeMs - age,
+      bornAt: this.#deps.monotonic() - age,
       domains: message.domains,
       attempts: message.attempts,
       nextAttemptAt: message.nextAttemptAt,
       // A clock that was set back must not put an attempt off for days.
       delayMs: Math.min(Math.max(0, message.nextAttemptAt - this.#deps.now()), longest),
+      tried: false,
       timer: null,
       lanes: new Set(),
       turn: Promise.resolve(),
@@ -242,8 +243,9 @@ export class Queue {
 
   #schedule(entry: Entry): void {
     if (this.#stop.signal.aborted) return;
-    const untilExpiry = Math.max(0, entry.expiresAt - this.#deps.monotonic());
-    const delayMs = Math.min(entry.delayMs, untilExpiry);
+    const untilExpiry = this.#deps.config().maxQueueAgeMs - this.#ageOf(entry);
+    // One that is too old already has been tried to be given up, and that has failed: by schedule, too.
+    const delayMs = untilExpiry > 0 ? Math.min(entry.delayMs, untilExpiry) : entry.delayMs;
     entry.nextAttemptAt = this.#deps.now() + delayMs;
     entry.timer = setTimeout(() => this.#due(entry), delayMs);
   }
@@ -268,29 +270,45 @@ export class Queue {
   }
 
   async #begin(entry: Entry): Promise<void> {
-    if (this.#deps.monotonic() >= entry.expiresAt) return await this.#expire(entry);
-    entry.attempts++;
-    entry.delayMs = this.#retryDelay(entry.attempts);
+    if (this.#ageOf(entry) >= this.#deps.config().maxQueueAgeMs) return await this.#expire(entry);
+    entry.tried = false;
+    entry.delayMs = Infinity;
     const unroutable = new Map<string, Reply>();
-    const byLane = new Map<Lane, string[]>();
+    const routed = new Map<string, { nextHop: NextHop; domains: string[] }>();
     for (const domain of entry.domains) {
       const found = await this.#deps.route(domain);
       if (found.kind !== 'next-hop') {
         unroutable.set(domain, refusalOfRoute(found));
         continue;
       }
-      const lane = this.#laneFor(found.nextHop);
-      byLane.set(lane, [...(byLane.get(lane) ?? []), domain]);
-    }
-    for (const [lane, domains] of byLane) {
-      entry.lanes.add(lane);
-      lane.waiting.set(entry, domains);
+      const { nextHop } = found;
+      const group = routed.get(nextHop.key) ?? { nextHop, domains: [] };
+      group.domains.push(domain);
+      routed.set(nextHop.key, group);
     }
     if (unroutable.size > 0) await this.#recordUnroutable(entry, unroutable);
-    for (const lane of byLane.keys()) if (this.#isDown(lane)) this.#sendAway(lane, entry);
-    for (const lane of byLane.keys()) this.#enlist(lane);
+    // From here on nothing is waited for: a lane may be done with the message as soon as it has it.
+    for (const { nextHop, domains } of routed.values()) this.#join(this.#laneFor(nextHop), entry, domains);
     if (entry.lanes.size === 0) await this.#settle(entry);
     else this.#pump();
+  }
+
+  #join(lane: Lane, entry: Entry, domains: readonly string[]): void {
+    entry.lanes.add(lane);
+    lane.waiting.set(entry, domains);
+    if (this.#isDown(lane)) this.#sendAway(lane, entry);
+    this.#enlist(lane);
+  }
+
+  /** Once for each attempt, in whichever lane it begins. */
+  #countAttempt(entry: Entry): void {
+    if (!entry.tried) entry.attempts++;
+    entry.tried = true;
+    entry.delayMs = Math.min(entry.delayMs, this.#retryDelay(entry.attempts));
+  }
+
+  #ageOf(entry: Entry): number {
+    return this.#deps.monotonic() - entry.bornAt;
   }
 
   /** The lane is down: the message comes back when it is due again. */
@@ -322,7 +340,7 @@ export class Queue {
       }
       await this.#record(entry, results, 'expired');
     } catch (error) {
-      return this.#complain(entry, error);
+      this.#complain(entry, error);
     }
     entry.delayMs = this.#retryDelay(1);
     await this.#settle(entry);
@@ -374,6 +392,7 @@ export class Queue {
     lane.running++;
     if (proven) this.#running++;
     else this.#probing++;
+    this.#countAttempt(entry);
     try {
       const { reached, results } = await this.#deliver(lane, entry, domains);
       this.#judge(lane, reached);
@@ -398,17 +417,15 @@ export class Queue {
     domains: readonly string[],
   ): Promise<{ reached: boolean; results: Results }> {
     const { store } = this.#deps;
-    const { dataTimeoutMs, ackTimeoutMs } = this.#deps.config();
     const message = await store.load(entry.id);
     const places = message.recipients.flatMap((recipient, at) =>
       recipient.state === 'pending' && domains.includes(domainOf(recipient)) ? [at] : [],
     );
     const recipients = places.map((at) => message.recipients[at]!);
-    const leg = this.#deps.legDeps(lane.pool);
     const { outcomes, reached } = await deliver(
       lane.nextHop,
       { sender: message.sender, recipients, body: () => bodyOf(message, store) },
-      { leg, dataTimeoutMs, ackTimeoutMs },
+      this.#deps.delivery(lane.pool),
       { soft: this.#stop.signal, hard: this.#cutOff.signal },
     );
     const { label } = lane.nextHop;
@@ -452,6 +469,7 @@ export class Queue {
   // ---- what becomes of recipients ----
 
   async #recordUnroutable(entry: Entry, replies: ReadonlyMap<string, Reply>): Promise<void> {
+    this.#countAttempt(entry);
     try {
       const message = await this.#deps.store.load(entry.id);
       const results = new Map<number, { outcome: Outcome; nextHop: string }>();
@@ -504,7 +522,9 @@ export class Queue {
       const result = each.state === 'failed' ? (failure === 'expired' ? 'expired' : 'rejected') : each.state;
       onAttempt(result === 'pending' ? 'deferred' : result);
     }
-    entry.domains = domainsOf(recipients.filter(({ state }) => state === 'pending'));
+    const left = recipients.filter(({ state }) => state === 'pending');
+    const delayNotified = message.delayNotified || (await this.#notifyDelay(entry, message, left));
+    entry.domains = domainsOf(left);
     this.#deps.log.info({
       event: 'attempt',
       id: entry.id,
@@ -517,13 +537,24 @@ export class Queue {
     // What is all done is removed next; until then the files say that something is left to do, which is safe.
     if (entry.domains.length === 0) return;
     const nextAttemptAt = now() + entry.delayMs;
-    await store.update({ ...message, recipients, attempts: entry.attempts, nextAttemptAt });
+    await store.update({ ...message, recipients, attempts: entry.attempts, nextAttemptAt, delayNotified });
   }
 
   /** Claims 8 and 9 end here for a recipient that never gets it (RFC 5321 §6.1). @returns whether the duty is done */
   async #notify(message: QueuedMessage, about: readonly RecipientState[], kind: DsnKind): Promise<boolean> {
     if (toBeNotified(message, about, kind).length === 0) return true;
     return await this.report(message, about, kind, bodyOf(message, this.#deps.store));
+  }
+
+  /** Once a message, for those of whom the sender asked it (RFC 3461 §4.1). @returns whether it was sent */
+  async #notifyDelay(
+    entry: Entry,
+    message: QueuedMessage,
+    left: readonly RecipientState[],
+  ): Promise<boolean> {
+    if (this.#ageOf(entry) < DELAY_WARNING_MS || toBeNotified(message, left, 'delayed').length === 0)
+      return false;
+    return await this.#notify(message, left, 'delayed');
   }
 
   /**

@@ -10,7 +10,7 @@ import { Spooler } from './spooler.ts';
 import { SpoolStore } from './store.ts';
 
 export type SpoolDeps = Readonly<{
-  /** Of the moment: a reload changes schedules and limits, though not the directory. */
+  /** Of the moment: a reload changes schedules and limits, though not the directory and the room to be left in it. */
   config: () => Config;
   budget: MemoryBudget;
   queue: Omit<QueueDeps, 'config' | 'store' | 'log'>;
@@ -24,6 +24,10 @@ export class Spool {
   readonly #lock: DirectoryLock;
   readonly #store: SpoolStore;
 
+  get directory(): string {
+    return this.#store.directory;
+  }
+
   private constructor(lock: DirectoryLock, store: SpoolStore, queue: Queue, spooler: Spooler) {
     this.#lock = lock;
     this.#store = store;
@@ -36,9 +40,8 @@ export class Spool {
   }
 
   /** @throws Error in one line when the directory can't be used, or another process uses it */
-  static async open(deps: SpoolDeps): Promise<Spool> {
+  static async open({ spoolDir: directory, spoolMinFreeBytes }: Config, deps: SpoolDeps): Promise<Spool> {
     const { config, log, budget, onCommitted } = deps;
-    const directory = config().spoolDir;
     await SpoolStore.prepare(directory, log);
     let control: QueueControl | null = null;
     const lock = await DirectoryLock.acquire(directory, (socket) => serveControl(socket, () => control));
@@ -46,7 +49,7 @@ export class Spool {
       const { monotonic, now } = deps.queue;
       const store = await SpoolStore.open(directory, {
         log,
-        minFreeOctets: config().spoolMinFreeBytes,
+        minFreeOctets: spoolMinFreeBytes,
         now: monotonic,
       });
       const queue = new Queue({ ...deps.queue, config, store, log });

@@ -17,7 +17,6 @@ import {
   noValidRecipients,
   type Reply,
   recipientOk,
-  replyClass,
   transactionAborted,
 } from '../smtp/reply.ts';
 import { type RecipientRecord, TransactionRecord } from '../transaction-record.ts';
@@ -26,13 +25,10 @@ import type { MessageBuffer } from './buffer.ts';
 import { type DeliveryDeps, deliver } from './delivery.ts';
 import type { Result, Settled, Spooler } from './spooler.ts';
 
-export type StoredTransactionDeps = Readonly<{
+/** What every transaction is given; the same for all of a session. */
+export type IntakeDeps = Readonly<{
   config: Config;
   router: Router;
-  delivery: DeliveryDeps;
-  spooler: Spooler;
-  /** Claim 10: to disk first. */
-  fastPathEnabled: () => boolean;
   metrics: Metrics;
   log: Logger;
   /** Milliseconds, monotonic. */
@@ -40,9 +36,18 @@ export type StoredTransactionDeps = Readonly<{
   /** --rcpt-deadline. */
   rcptDeadline: WaitLimit;
   newId: () => string;
+  /** Our Received line for this message; `only` is the one recipient, if there is just one. */
   received: (sender: Sender, client: Client, id: string, only: Recipient | null) => Buffer;
-  onEnd: (transaction: StoredTransaction) => void;
 }>;
+
+export type StoredTransactionDeps = IntakeDeps &
+  Readonly<{
+    delivery: DeliveryDeps;
+    spooler: Spooler;
+    /** Claim 10: to disk first. */
+    fastPathEnabled: () => boolean;
+    onEnd: (transaction: StoredTransaction) => void;
+  }>;
 
 type State =
   | Readonly<{ name: 'envelope' | 'starting' | 'ended' }>
@@ -115,13 +120,12 @@ export class StoredTransaction {
     if (this.state === 'ended') return transactionAborted();
     if (found !== null && found.kind !== 'next-hop' && found.kind !== 'temporary') {
       const refusal = refusalOfRoute(found);
-      record.outcome = replyClass(refusal) === 5 ? 'rejected' : 'deferred';
-      record.reply = refusal.code;
+      record.answered(refusal);
       return refusal;
     }
     const nextHop = found?.kind === 'next-hop' ? found.nextHop : null;
     record.nextHop = nextHop?.label ?? '';
-    record.outcome = 'accepted';
+    record.answered(recipientOk());
     this.#targets.push({ recipient, nextHop, record });
     return recipientOk();
   }
@@ -165,7 +169,7 @@ export class StoredTransaction {
     if (this.#refusal !== null) {
       await spooler.discard(buffer);
       settled = { reply: this.#refusal, result: 'rejected' };
-      this.#noteAll(this.#refusal);
+      for (const { record } of this.#targets) record.answered(this.#refusal);
     } else {
       await buffer.write(this.#last)?.catch(() => {});
       this.#last = [];
@@ -210,10 +214,11 @@ export class StoredTransaction {
     const ended = (await this.#acknowledgement.for(all)) !== null;
     clearTimeout(timer);
     if (this.#upstreamGone) {
-      await all;
-      this.#noteResults([...results.values()]);
+      const ends = await all;
+      this.#noteResults(ends);
       await spooler.discard(buffer);
-      return { reply: transactionAborted(), result: 'aborted' };
+      const delivered = ends.every(({ outcome }) => outcome?.kind === 'accepted');
+      return { reply: transactionAborted(), result: delivered ? 'delivered' : 'aborted' };
     }
     const now = [...results.values()];
     const settled = ended
@@ -264,19 +269,8 @@ export class StoredTransaction {
     }
   }
 
-  #noteAll(answer: Reply): void {
-    for (const { record } of this.#targets) {
-      record.outcome = replyClass(answer) === 5 ? 'rejected' : 'deferred';
-      record.reply = answer.code;
-    }
-  }
-
   #noteResults(results: readonly Result[]): void {
-    for (const [at, { outcome }] of results.entries()) {
-      const { record } = this.#targets[at]!;
-      record.outcome = outcome === null || outcome.kind === 'lost' ? 'deferred' : outcome.kind;
-      record.reply = outcome === null || outcome.kind === 'lost' ? null : outcome.reply.code;
-    }
+    for (const [at, { outcome }] of results.entries()) this.#targets[at]!.record.ended(outcome);
   }
 
   #end(result: TransactionResult, answer: Reply | null, extra: Record<string, number>): void {

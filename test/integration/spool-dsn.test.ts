@@ -1,10 +1,8 @@
 // What the sender asked to be told (RFC 3461), kept or passed on by the spool modes.
-import { mkdtemp, rm } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
-import { join } from 'node:path';
 import { afterEach, describe, expect, it } from 'vitest';
 import { startProxy, type TestProxy, until } from '../support/proxy.ts';
 import type { Sink, SinkOptions } from '../support/sink.ts';
+import { spoolDirectory } from '../support/spool.ts';
 
 const closers: (() => unknown)[] = [];
 afterEach(async () => {
@@ -13,8 +11,8 @@ afterEach(async () => {
 
 /** Recipients are at a.example, the sender is at b.example. */
 async function start(next: SinkOptions): Promise<{ proxy: TestProxy; next: Sink; home: Sink }> {
-  const spoolDir = await mkdtemp(join(tmpdir(), 'cutthrough-spool-'));
-  closers.push(() => rm(spoolDir, { recursive: true, force: true }));
+  const { directory: spoolDir, remove } = await spoolDirectory();
+  closers.push(remove);
   const proxy = await startProxy([next, {}], { mode: 'spool', spoolDir, retrySchedule: '50ms' });
   closers.push(() => proxy.close());
   return { proxy, next: proxy.sinks[0]!, home: proxy.sinks[1]! };

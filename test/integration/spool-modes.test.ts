@@ -392,6 +392,18 @@ describe.each(['spool', 'fast-path'] as const)('mode %s', (mode) => {
       expect(filesIn(directory)).toEqual([]);
       expect(await queued(proxy)).toBe(0);
     });
+
+    it('behind the dot, and the next hop takes it: that is what the log says', async () => {
+      const dot = { act: 'delay', ms: 150, next: '250 2.0.0 mine' } as const;
+      const { proxy, sinks } = await start([{ script: { dot } }]);
+      const client = await proxy.client();
+      await client.envelope('s@src.example', ['u@a.example']);
+      client.write(`${SMALL}.\r\n`);
+      await until(() => sinks[0]!.events.some(({ what }) => what === 'dot'));
+      client.destroy();
+      await until(() => proxy.transactions().length > 0);
+      expect(proxy.transactions()).toMatchObject([{ result: 'delivered' }]);
+    });
   });
 
   it.each([

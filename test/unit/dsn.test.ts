@@ -145,7 +145,7 @@ const about = async (kind: DsnKind, changes: Partial<RecipientState>) =>
 
 describe('who is notified', () => {
   it.each<[string, DsnKind[]]>([
-    ['', ['failed', 'expired', 'delayed']],
+    ['', ['failed', 'expired']],
     [' NOTIFY=NEVER', []],
     [' NOTIFY=FAILURE', ['failed', 'expired']],
     [' NOTIFY=DELAY', ['delayed']],
