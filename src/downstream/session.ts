@@ -278,6 +278,9 @@ export class DownstreamSession extends Base {
       const text = this.#unread.slice(0, lf);
       this.#unread = this.#unread.slice(line);
       this.#answer(text.endsWith('\r') ? text.slice(0, -1) : text);
+      line = 0;
+      // To a pipelined RCPT: nothing that was said before changes what it answers.
+      if (this.#pending[0]?.phase === 'rcpt') continue;
       // Whoever waited for this reply comes first: what it says decides what the next one means.
       if (this.#unread !== '') setImmediate(() => this.#readReply());
       return;
