@@ -4,6 +4,10 @@ export class Wait {
   onCut: () => void = () => {};
   #isCut = false;
 
+  get isCut(): boolean {
+    return this.#isCut;
+  }
+
   /** Null when the wait was cut first. */
   async for<T>(work: Promise<T>): Promise<T | null> {
     const cut = new Promise<null>((resolve) => {

@@ -8,7 +8,7 @@ import { FanOut } from '../downstream/fan-out.ts';
 import { Leg, type LegDeps } from '../downstream/leg.ts';
 import type { Outcome } from '../downstream/outcome.ts';
 import type { TransactionResult } from '../metrics.ts';
-import { type NextHop, refusalOfRoute } from '../routing/routes.ts';
+import { type NextHop, type RouteResult, refusalOfRoute } from '../routing/routes.ts';
 import type { Client, Recipient, Sender } from '../smtp/envelope.ts';
 import { MessageBody } from '../smtp/message-body.ts';
 import {
@@ -54,7 +54,7 @@ export class Transaction {
   readonly #legs = new Map<string, Leg>();
   readonly #records = new Map<Recipient, RecipientRecord>();
   /** One for each RCPT not answered yet. */
-  readonly #waits = new Set<Wait>();
+  readonly #waits = new Set<Asking>();
   /** Recipients that their next hops have accepted, or that the spool will take. */
   #accepted = 0;
   /** Under --fallback: recipients whose next hop is out of reach, and what was said of it. */
@@ -112,18 +112,19 @@ export class Transaction {
   async addRecipient(recipient: Recipient): Promise<Reply> {
     const record = this.#record.add(recipient.mailbox.address);
     this.#records.set(recipient, record);
-    const wait = new Wait();
-    this.#waits.add(wait);
-    this.#deps.rcptDeadline.limit(wait);
+    const asking = new Asking();
+    this.#waits.add(asking);
+    this.#deps.rcptDeadline.limit(asking);
     try {
-      const { answer: said, reached } = await this.#askNextHop(recipient, record, wait);
-      const answer = !reached && this.#hasFallback ? this.#miss(recipient, record, said) : said;
+      const said = await this.#askNextHop(recipient, record, asking);
+      const spooled = this.#hasFallback && this.state !== 'ended' && asking.isOutOfReach(said);
+      const answer = spooled ? this.#miss(recipient, record, said) : said;
       record.answered(answer);
       if (record.outcome === 'accepted') this.#accepted++;
       return answer;
     } finally {
-      this.#deps.rcptDeadline.lift(wait);
-      this.#waits.delete(wait);
+      this.#deps.rcptDeadline.lift(asking);
+      this.#waits.delete(asking);
     }
   }
 
@@ -250,31 +251,26 @@ export class Transaction {
     for (const leg of this.#legs.values()) leg.drop();
   }
 
-  /** `reached`: the answer is the next hop's own, or final. */
-  async #askNextHop(
-    recipient: Recipient,
-    record: RecipientRecord,
-    wait: Wait,
-  ): Promise<{ answer: Reply; reached: boolean }> {
+  #askNextHop(recipient: Recipient, record: RecipientRecord, asking: Asking): Reply | Promise<Reply> {
     // Admission gives every recipient a domain; see upstream/admission.ts.
     const domain = recipient.mailbox.domain ?? this.#deps.config.hostname;
     const routed = this.#deps.router.route(domain);
-    const found = routed instanceof Promise ? await wait.for(routed) : routed;
-    if (this.state === 'ended') return { answer: transactionAborted(), reached: true };
-    if (found === null) return { answer: dnsTemporary(), reached: false };
-    if (found.kind !== 'next-hop')
-      return { answer: refusalOfRoute(found), reached: found.kind !== 'temporary' };
+    if (!(routed instanceof Promise)) return this.#askAt(routed, recipient, record, asking);
+    return asking.for(routed).then((found) => this.#askAt(found, recipient, record, asking));
+  }
+
+  /** @param found null when it was not found in time */
+  #askAt(
+    found: RouteResult | null,
+    recipient: Recipient,
+    record: RecipientRecord,
+    asking: Asking,
+  ): Reply | Promise<Reply> {
+    if (this.state === 'ended') return transactionAborted();
+    if (found === null) return dnsTemporary();
+    if (found.kind !== 'next-hop') return refusalOfRoute(found);
     record.nextHop = found.nextHop.label;
-    const leg = this.#legFor(found.nextHop);
-    let cut = false;
-    wait.onCut = () => {
-      cut = true;
-      leg.drop();
-    };
-    const answer = await leg.addRecipient(recipient);
-    // A leg whose sender was refused has let go of its session, which then is aborted by us.
-    const letGo = leg.session?.lost?.cause === 'aborted' && !cut;
-    return { answer, reached: leg.isAlive || letGo || replyClass(answer) !== 4 };
+    return asking.askLeg(this.#legFor(found.nextHop), recipient);
   }
 
   get #hasFallback(): boolean {
@@ -363,6 +359,26 @@ export class Transaction {
     }
     this.#record.end(result, answer?.code ?? null, extra);
     this.#deps.onEnd(this);
+  }
+}
+
+/** The wait for the answer to one RCPT. */
+class Asking extends Wait {
+  #leg: Leg | null = null;
+
+  askLeg(leg: Leg, recipient: Recipient): Reply | Promise<Reply> {
+    this.#leg = leg;
+    this.onCut = () => leg.drop();
+    return leg.addRecipient(recipient);
+  }
+
+  /** The answer is not the next hop's own, and may be another one later: it was not found, not reached, or lost. */
+  isOutOfReach(answer: Reply): boolean {
+    if (replyClass(answer) !== 4) return false;
+    if (this.#leg === null) return true;
+    // A leg whose sender was refused has let go of its session, which then is aborted by us.
+    const letGo = this.#leg.session?.lost?.cause === 'aborted' && !this.isCut;
+    return !this.#leg.isAlive && !letGo;
   }
 }
 

@@ -34,6 +34,8 @@ export class Leg {
   #connecting: AbortController | null = null;
   #dropped = false;
   #opened: Promise<Opened>;
+  /** What #opened has settled to. */
+  #ready: Opened | null = null;
   #kept: KeptSession | null = null;
   /** The session has carried messages before: that the peer has closed it meanwhile is no failure. */
   #reused = false;
@@ -68,8 +70,13 @@ export class Leg {
   }
 
   /** MAIL (once) and RCPT at the next hop; the reply is what the upstream gets for its RCPT. Never rejects. */
-  async addRecipient(recipient: Recipient): Promise<Reply> {
-    const opened = await this.#opened;
+  addRecipient(recipient: Recipient): Reply | Promise<Reply> {
+    const opened = this.#ready;
+    if (opened !== null) return this.#ask(opened, recipient);
+    return this.#opened.then((settled) => this.#ask(settled, recipient));
+  }
+
+  #ask(opened: Opened, recipient: Recipient): Reply | Promise<Reply> {
     // Claim 24.
     if (opened.kind === 'unreachable') {
       return nextHopUnreachable(this.nextHop.label, opened.attempts, opened.reason);
@@ -81,7 +88,7 @@ export class Leg {
     if (session.capabilities.pipelining) return this.#envelope(session, recipient);
     const turn = this.#turn.then(() => this.#envelope(session, recipient));
     this.#turn = turn;
-    return await turn;
+    return turn;
   }
 
   /** DATA at the next hop. Null when it answered 354 and waits for the body. */
@@ -166,6 +173,7 @@ export class Leg {
 
   #begin(kept: KeptSession, opened: Opened): Opened {
     this.#kept = kept;
+    this.#ready = opened;
     this.#enter('envelope');
     if (this.#dropped) kept.session.abort();
     return opened;
@@ -174,6 +182,7 @@ export class Leg {
   /** In place of a kept session that turned out to be gone. */
   #openAfresh(): void {
     this.#kept = null;
+    this.#ready = null;
     this.#mail = null;
     this.#turn = Promise.resolve();
     this.#enter('connect');
