@@ -154,6 +154,8 @@ export class DownstreamSession extends Base {
       if (options.auth !== null) await session.#authenticate(options.auth);
       session.#deadline.lift();
       session.#open = true;
+      // The library's timer, which every read and write would set anew. Ours is the deadline.
+      if (session._socket !== false) session._socket.setTimeout(0);
       return session;
     } catch (error) {
       session.abort();
