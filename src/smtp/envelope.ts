@@ -5,9 +5,12 @@ import type { Mailbox, MailParams, RcptParams } from './address.ts';
 export type Sender = Readonly<{ mailbox: Mailbox | null; params: MailParams }>;
 export type Recipient = Readonly<{ mailbox: Mailbox; params: RcptParams }>;
 
-/** Who is connected, for the Received line and the log. */
+/** Who is connected, or who a trusted proxy in between says is: for the Received line, the log and --forward-client. */
 export type Client = Readonly<{
   address: string;
+  port: number;
+  /** Its host name, where one in between has told it; we look none up. */
+  name: string | null;
   helo: string;
   /** False after HELO. */
   extended: boolean;

@@ -112,6 +112,8 @@ export class UpstreamConnection extends SMTPConnection {
         : null;
     return {
       address: this.remoteAddress,
+      port: this.remotePort,
+      name: null,
       helo: this.hostNameAppearsAs || '',
       extended: this.openingCommand === 'EHLO',
       tls,
