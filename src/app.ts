@@ -30,7 +30,7 @@ import { Spool } from './spool/spool.ts';
 import { StoredTransaction } from './spool/stored-transaction.ts';
 import { type Admission, createAdmission } from './upstream/admission.ts';
 import type { SessionContext } from './upstream/connection.ts';
-import { type Certificate, Listener } from './upstream/listener.ts';
+import { type Certificate, Listener, type ListenerDeps } from './upstream/listener.ts';
 import { VERSION } from './version.ts';
 import { WaitLimit } from './wait.ts';
 
@@ -157,7 +157,7 @@ class RunningProxy implements Proxy {
     if (Spool.isNeeded(config)) this.#spool = await this.#openSpool(config);
     const { certificate } = this.#generation;
     this.#listeners = config.listen.map(
-      (address) => new Listener(address, config, certificate, (listener) => this.#contextOf(listener)),
+      (address) => new Listener(address, config, certificate, this.#listenerDeps()),
     );
     try {
       for (const listener of this.#listeners) await listener.start();
@@ -168,6 +168,16 @@ class RunningProxy implements Proxy {
       await this.close({ drainTimeoutMs: 0 });
       throw error;
     }
+  }
+
+  #listenerDeps(): ListenerDeps {
+    return {
+      contextOf: (listener) => this.#contextOf(listener),
+      announcesByProxy: (peerAddress) => this.#generation!.admission.announcesByProxy(peerAddress),
+      // Beside as many sessions: a balancer's client above the limit shall hear its 421.
+      mayWait: () => this.#waiting < this.#config.maxConnections,
+      log: this.#log,
+    };
   }
 
   async metrics(): Promise<string> {
@@ -253,6 +263,10 @@ class RunningProxy implements Proxy {
     });
   }
 
+  get #waiting(): number {
+    return this.#listeners.reduce((sum, { waiting }) => sum + waiting, 0);
+  }
+
   get #config(): Config {
     return this.#generation?.config ?? this.#first;
   }
@@ -298,7 +312,7 @@ class RunningProxy implements Proxy {
       offersDsn: () => config.mode !== 'cut-through' || this.#offersDsn(generation.router),
       newTransaction: this.#transactionsOf(generation, this.#legDeps(config, pool)),
       refusesMail: () => this.#refusesMail(config),
-      hasRoom: () => this.#connections <= config.maxConnections,
+      hasRoom: () => this.#connections + this.#waiting <= config.maxConnections,
       onClosed: () => {
         this.#connections--;
         metrics.upstreamConnectionsActive.dec();
@@ -491,6 +505,7 @@ function received(
   return receivedLine({
     helo: client.helo,
     clientAddress: client.address,
+    clientName: client.name,
     byHostname: config.hostname,
     protocol: protocolKeyword({
       ehlo: client.extended,

@@ -46,6 +46,10 @@ export type Config = Readonly<{
   routes: readonly Route[];
   /** CIDR strings. */
   trust: readonly string[];
+  /** CIDR strings: peers that begin with a PROXY header. */
+  proxyProtocol: readonly string[];
+  /** CIDR strings: peers that may send XCLIENT and XFORWARD. */
+  xclient: readonly string[];
   /** Lower case, A-labels; `.example.com` covers subdomains. */
   acceptDomains: readonly string[];
   /** `host:port` of resolvers; empty = the system's. */
@@ -276,11 +280,6 @@ function readValues(
 }
 
 function readValue(option: AnyOption, given: Given, errors: string[]): unknown {
-  if (option.available?.length === 0 && given.raw !== option.default) {
-    const written = given.style.written(given.label, printable(option, [given.raw].flat().join(' ')));
-    errors.push(`${written} is not available yet in this version; leave it out`);
-    return undefined;
-  }
   const texts = toTexts(option, given);
   if (typeof texts === 'string') {
     errors.push(`${given.label}: ${texts}`);
@@ -387,6 +386,11 @@ function warningsAbout(config: Config): readonly string[] {
   const open = config.trust.filter((network) => network.endsWith('/0'));
   if (open.length > 0)
     warnings.push(`trust ${open.join(' ')}: everybody may relay to any domain (an open relay)`);
+  for (const name of ['proxyProtocol', 'xclient'] as const) {
+    const all = config[name].filter((network) => network.endsWith('/0'));
+    if (all.length > 0)
+      warnings.push(`${name} ${all.join(' ')}: everybody may pass for a client that --trust names`);
+  }
   if (config.rcptDeadlineMs >= RCPT_TIMEOUT_OF_CLIENTS_MS) {
     warnings.push('rcptDeadline: clients wait 5m for an RCPT (RFC 5321 §4.5.3.2.3) and will be gone by then');
   }

@@ -289,12 +289,3 @@ function decodeCondition(text: string): Condition {
   if (!(percent >= 1 && percent <= 100)) throw new BadValue('needs a limit from 1% to 100%: buffered>90%');
   return { kind: name, percent };
 }
-
-/** For options that are known but not built: any text will do, since giving one is refused. */
-export function notBuilt(arg: string): Kind<string> {
-  return kind(
-    arg,
-    (text) => text,
-    (text) => text,
-  );
-}

@@ -1,5 +1,5 @@
 // The one table of options. Flags, environment variables, YAML keys, defaults, help and the fields of Config
-// all come from it, so that none of them can drift from the others. An option whose feature isn't built stands
+// all come from it, so that none of them can drift from the others. A value whose feature isn't built stands
 // here too: it is known, shown as such in the help, and refused when used.
 
 import type { z } from 'zod';
@@ -18,7 +18,6 @@ import {
   integer,
   type Kind,
   listenUrl,
-  notBuilt,
   size,
 } from './option-kinds.ts';
 import { route, tlsPolicy } from './route-option.ts';
@@ -34,7 +33,7 @@ type Option<T, F extends string | null, K extends Takes> = Readonly<{
   /** As an operator would write it. `null` = no value, or one that is found out at run time. */
   default: string | readonly string[] | null;
   help: string;
-  /** Words of a choice that work in this version; without it all do. Empty = the option itself isn't built. */
+  /** Words of a choice that work in this version; without it all do. */
   available?: readonly string[];
   /** A repeatable option that makes no sense without any value. */
   atLeastOne?: true;
@@ -78,11 +77,6 @@ function onlyDefault<T, F extends string | null>(
   help: string,
 ): Option<T, F, 'one'> {
   return { ...one(field, kind, preset, `${help} (only "${preset}" so far)`), available: [preset] };
-}
-
-function later(arg: string, help: string): Option<string, null, 'many'> {
-  const text = `${help} (not available yet)`;
-  return { field: null, takes: 'many', kind: notBuilt(arg), default: [], help: text, available: [] };
 }
 
 export const OPTIONS = {
@@ -134,6 +128,13 @@ export const OPTIONS = {
     atLeastOne: true,
   },
   trust: many('trust', cidr, ['127.0.0.0/8', '::1/128'], 'clients that may relay to any domain'),
+  'proxy-protocol': many(
+    'proxyProtocol',
+    cidr,
+    [],
+    'peers whose connections begin with a PROXY header, version 1 or 2',
+  ),
+  xclient: many('xclient', cidr, [], 'peers that XCLIENT and XFORWARD are honoured from'),
   'accept-domain': many(
     'acceptDomains',
     domain({ subdomains: true }),
@@ -244,8 +245,6 @@ export const OPTIONS = {
     'none',
     'how next hops are told who the client is',
   ),
-  'proxy-protocol': later('CIDR', 'peers that the PROXY protocol is read from'),
-  xclient: later('CIDR', 'peers that XCLIENT is honoured from'),
 } as const satisfies Record<string, AnyOption>;
 
 type Table = typeof OPTIONS;

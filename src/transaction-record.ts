@@ -43,7 +43,7 @@ export type RecordDeps = Readonly<{
 export class TransactionRecord {
   readonly #id: string;
   readonly #sender: Readonly<{ mailbox: Readonly<{ address: string }> | null }>;
-  readonly #client: Readonly<{ address: string }>;
+  readonly #client: Readonly<{ address: string; ident?: string }>;
   readonly #deps: RecordDeps;
   readonly #began: number;
   readonly #recipients: RecipientRecord[] = [];
@@ -51,7 +51,7 @@ export class TransactionRecord {
   constructor(
     id: string,
     sender: Readonly<{ mailbox: Readonly<{ address: string }> | null }>,
-    client: Readonly<{ address: string }>,
+    client: Readonly<{ address: string; ident?: string }>,
     deps: RecordDeps,
   ) {
     this.#id = id;
@@ -93,6 +93,8 @@ export class TransactionRecord {
       event: 'transaction',
       id: this.#id,
       client: this.#client.address,
+      // pino leaves out what is undefined.
+      ident: this.#client.ident,
       reversePath: this.#sender.mailbox?.address ?? '',
       recipients: this.#recipients,
       result,

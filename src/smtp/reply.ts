@@ -172,6 +172,8 @@ export const badRecipientSyntax = (text = 'bad recipient address syntax') => rep
 /** RFC 6531 §3.5. */
 export const nonAsciiNeedsSmtputf8 = () => reply(553, '5.6.7', 'a non-ASCII address needs SMTPUTF8');
 export const nextHopLacksSmtputf8 = () => reply(550, '5.6.7', 'the next hop does not offer SMTPUTF8');
+/** XCLIENT and XFORWARD, of a peer that isn't listed. */
+export const announcingDenied = () => reply(550, '5.7.0', 'not permitted');
 export const relayingDenied = () => reply(550, '5.7.1', 'relaying denied');
 export const tooManyRecipients = () => reply(452, '4.5.3', 'too many recipients');
 export const noSuchDomain = () => reply(550, '5.1.2', 'the domain does not exist');

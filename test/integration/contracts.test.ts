@@ -83,7 +83,15 @@ describe('smtp-connection', () => {
 });
 
 describe('smtp-server', () => {
-  it.each(['connect', 'listen', 'updateSecureContext'])('the server has %s', (method) => {
+  it.each([
+    'connect',
+    'listen',
+    'updateSecureContext',
+    '_acceptSocket',
+    '_expectsProxyHeader',
+    '_handleProxy',
+    '_upgrade',
+  ])('the server has %s', (method) => {
     expect(typeof prototypeOf(SMTPServer)[method]).toBe('function');
   });
 

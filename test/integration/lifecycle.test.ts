@@ -293,8 +293,8 @@ describe('createProxy()', () => {
   });
 
   it('refuses options of features that are not built', async () => {
-    const unbuilt = { mixed: 'split', xclient: '10.0.0.0/8' } as unknown as Options;
-    await expect(createProxy(unbuilt)).rejects.toThrow(/mixed[\s\S]*xclient/);
+    const unbuilt = { mixed: 'split', workers: 'auto' } as unknown as Options;
+    await expect(createProxy(unbuilt)).rejects.toThrow(/mixed[\s\S]*workers/);
   });
 
   it('rejects when an address is taken, and leaves no listener behind', async () => {

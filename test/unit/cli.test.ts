@@ -38,7 +38,7 @@ describe('help', () => {
     const { status, stdout } = cutthrough(['serve', '--help']);
     expect(status).toBe(0);
     for (const name of OPTION_NAMES) expect(stdout).toContain(`  --${name} `);
-    expect(stdout.replace(/\s+/g, ' ')).toMatch(/--xclient <CIDR> [^-]*\(not available yet\)/);
+    expect(stdout.replace(/\s+/g, ' ')).toMatch(/--workers <[^>]+> [^-]*\(only "1" so far\)/);
   });
 });
 

@@ -45,6 +45,8 @@ test('has the defaults of the contract when nothing is given', () => {
     hostname: 'mx1.example.net',
     routes: [{ pattern: '*', nextHop: { kind: 'mx' } }],
     trust: ['127.0.0.0/8', '::1/128'],
+    proxyProtocol: [],
+    xclient: [],
     acceptDomains: [],
     dns: [],
     mxPort: 25,
@@ -121,6 +123,8 @@ describe('good values', () => {
     ],
     ['trust', ['::ffff:10.0.0.0/104'], 'trust', ['10.0.0.0/8']],
     ['trust', ['none'], 'trust', []],
+    ['proxy-protocol', ['10.0.0.9/8', '::1'], 'proxyProtocol', ['10.0.0.0/8', '::1/128']],
+    ['xclient', ['0.0.0.0/0'], 'xclient', ['0.0.0.0/0']],
     ['mxAllow', ['0.0.0.0/0'], 'mxAllow', ['0.0.0.0/0']],
     [
       'acceptDomain',
@@ -199,6 +203,8 @@ describe('bad values are named with what to write instead', () => {
     ['trust', '::1/129', 'must be an address or a network'],
     ['trust', '10.0.0.0/8/8', 'must be an address or a network'],
     ['trust', 'localhost', 'must be an address or a network'],
+    ['proxy-protocol', 'haproxy', 'must be an address or a network'],
+    ['xclient', '10.0.0.0/33', 'must be an address or a network'],
     ['accept-domain', '*.example.com', '.example.com for its subdomains'],
     ['accept-domain', 'exa%6dple.com', 'must be a domain'],
     ['dns', 'ns.example.com:53', "resolver's IP address"],
@@ -542,16 +548,6 @@ describe('what is not built yet is refused, and never accepted and ignored', () 
       '--mixed split is not available yet in this version; use --mixed fail or spool',
     ]);
   });
-
-  test.each([
-    ['proxy-protocol', '10.0.0.0/8'],
-    ['xclient', '10.0.0.0/8'],
-  ])('--%s', (name, value) => {
-    const error = 'is not available yet in this version; leave it out';
-    expect(errorsOf({ flags: { [name]: [value] } })).toEqual([`--${name} ${value} ${error}`]);
-    expect(errorsOf({ env: { [envName(name)]: value } })).toEqual([`${envName(name)}=${value} ${error}`]);
-    for (const nothing of ['none', []]) expect(errorsOf({ file: { [name]: nothing } })).toHaveLength(1);
-  });
 });
 
 test('starts as localhost where the machine has no proper name', () => {
@@ -561,6 +557,8 @@ test('starts as localhost where the machine has no proper name', () => {
 describe('warnings', () => {
   test.each<[flags: Record<string, unknown>, warning: RegExp]>([
     [{ trust: ['0.0.0.0/0'] }, /open relay/],
+    [{ proxyProtocol: ['0.0.0.0/0', '10.0.0.0/8'] }, /^proxyProtocol 0\.0\.0\.0\/0: everybody may pass/],
+    [{ xclient: ['10.0.0.0/8', '::/0'] }, /^xclient ::\/0: everybody may pass/],
     [{ rcptDeadline: '5m' }, /clients wait 5m/],
     [{ ackDeadline: '10m' }, /clients wait 10m .* will send it again/],
     [{ hostname: 'mx1' }, /hostname mx1: MX hosts may refuse/],
@@ -586,6 +584,8 @@ describe('describeConfig', () => {
     listen: ['smtp://[::1]:0', 'smtps://127.0.0.1:465'],
     http: 'off',
     trust: ['none'],
+    proxyProtocol: ['10.0.0.7/32'],
+    xclient: ['10.0.0.8/31', '::1/128'],
     acceptDomain: ['.example.com'],
     dns: ['[::1]:54'],
     route: ['a.test=mx', '*=smtp://u%40x:p%2Cw@10.0.0.5:587?tls=verify,smtps://[::1],lmtp://lda'],
