@@ -15,4 +15,16 @@ export type Client = Readonly<{
   /** False after HELO. */
   extended: boolean;
   tls: Readonly<{ version: string; cipher: string }> | null;
+  /** Where it was connected to, if that is known. */
+  localAddress?: string | undefined;
+  localPort?: number | undefined;
 }>;
+
+/** What next hops may be told of a client. */
+export type Origin = Pick<
+  Client,
+  'address' | 'port' | 'name' | 'helo' | 'extended' | 'localAddress' | 'localPort'
+>;
+
+/** A message as those see it who pass it on. `client` is null where it is our own. */
+export type Submission = Readonly<{ id: string; sender: Sender; client: Origin | null }>;
