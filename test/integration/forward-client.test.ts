@@ -9,7 +9,7 @@ import { afterEach, beforeAll, describe, expect, it, onTestFinished } from 'vite
 import type { Options } from '../../src/app.ts';
 import { parseConfig } from '../../src/config.ts';
 import { probeAddress } from '../../src/probe.ts';
-import { askHolder } from '../../src/spool/control.ts';
+import { askHolder, type QueueRequest } from '../../src/spool/control.ts';
 import { connectToHolder } from '../../src/spool/lock.ts';
 import type { Client } from '../support/client.ts';
 import { startDnsServer } from '../support/dns-server.ts';
@@ -419,11 +419,16 @@ describe('from the queue', () => {
     );
     const client = await proxy.client();
     for (let messages = 0; messages < 30; messages++) await send(client);
-    await until(() => sink.sessions.some(({ closed }) => closed));
+    const ask = async (request: QueueRequest) =>
+      await askHolder((await connectToHolder(spool.spoolDir as string))!, request);
+    await until(async () => {
+      const answer = await ask({ command: 'list' });
+      const messages = 'messages' in answer ? answer.messages : [];
+      return messages.length === 30 && messages.every(({ state }) => state === 'waiting');
+    });
     up = true;
     // All at once, so that the lane is never without work, which would end its sessions.
-    const holder = await connectToHolder(spool.spoolDir as string);
-    await askHolder(holder!, { command: 'retry', ids: 'all' });
+    await ask({ command: 'retry', ids: 'all' });
     await until(() => sink.messages.length === 30, 20_000);
     const withMail = sink.sessions.filter((session) => linesOf(session, 'MAIL').length > 0);
     expect(withMail.length).toBeLessThanOrEqual(10);
