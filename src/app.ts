@@ -349,6 +349,7 @@ class RunningProxy implements Proxy {
   #legDeps(config: Config, pool: SessionPool): LegDeps {
     const metrics = this.#metrics;
     return {
+      forwardClient: config.forwardClient,
       now: () => performance.now(),
       onPhase: (phase, seconds) => metrics.phaseDuration.observe(seconds, phase),
       pool,
@@ -360,6 +361,7 @@ class RunningProxy implements Proxy {
         onRetry: () => metrics.connectRetries.inc(),
         onReply: (phase, reply) =>
           metrics.downstreamReplies.inc(phase, classLabel(reply === null ? null : reply.code)),
+        introduction: null,
       },
     };
   }

@@ -34,6 +34,7 @@ export type { Route, StaticHost } from './route-option.ts';
 type Mode = 'cut-through' | 'fast-path' | 'spool';
 type Fallback = 'none' | 'fast-path' | 'spool';
 type MixedPolicy = 'fail' | 'split' | 'spool';
+export type ForwardClient = 'none' | 'xclient' | 'xforward' | 'proxy';
 
 export type Config = Readonly<{
   mode: Mode;
@@ -89,6 +90,7 @@ export type Config = Readonly<{
   tlsKey: string | null;
   requireTls: boolean;
   downstreamTls: TlsPolicy;
+  forwardClient: ForwardClient;
   logLevel: 'fatal' | 'error' | 'warn' | 'info' | 'debug' | 'trace' | 'silent';
   logFormat: 'json' | 'pretty';
 }>;

@@ -239,11 +239,11 @@ export const OPTIONS = {
   ),
 
   workers: onlyDefault(null, choice(['1', 'auto']), '1', 'processes sharing the listeners'),
-  'forward-client': onlyDefault(
-    null,
+  'forward-client': one(
+    'forwardClient',
     choice(['none', 'xclient', 'xforward', 'proxy']),
     'none',
-    'how next hops are told who the client is',
+    'how next hops with a --route of their own are told who the client is; MX hosts never are',
   ),
 } as const satisfies Record<string, AnyOption>;
 

@@ -3,6 +3,7 @@
 import { addressesOf, createRouting } from './app.ts';
 import type { Config } from './config.ts';
 import { openSession } from './downstream/connect.ts';
+import { introductionTo } from './downstream/forward-client.ts';
 import type { DownstreamSession, Exchange } from './downstream/session.ts';
 import type { HopHost, NextHop, RouteResult } from './routing/routes.ts';
 import { type Mailbox, parseRcpt } from './smtp/address.ts';
@@ -17,6 +18,8 @@ type HostReport = Readonly<{
   /** Why not, or the TLS version and cipher. */
   detail: string;
   capabilities: readonly string[];
+  /** What it was told of the client, where --forward-client has it told: that there is none. */
+  client: string | null;
   /** The replies to MAIL FROM:<> and RCPT. */
   mail: string | null;
   rcpt: string | null;
@@ -84,7 +87,9 @@ async function probeHost(
   mailbox: Mailbox,
 ): Promise<HostReport> {
   const at = { host: host.host, address: host.address, port: host.port, protocol: host.protocol };
-  const none = { connected: false, capabilities: [], mail: null, rcpt: null };
+  const introduction = introductionTo(nextHop, config.forwardClient, null);
+  const client = introduction && AS_CLIENT[introduction.kind];
+  const none = { connected: false, capabilities: [], client, mail: null, rcpt: null };
   const deadline = AbortSignal.timeout(config.rcptDeadlineMs);
   const opened = await openSession(
     { ...nextHop, hosts: [host] },
@@ -94,6 +99,7 @@ async function probeHost(
       onResult: () => {},
       onRetry: () => {},
       onReply: () => {},
+      introduction,
     },
     deadline,
   );
@@ -107,12 +113,20 @@ async function probeHost(
     connected: true,
     detail: session.tlsDescription,
     capabilities: session.offers,
+    client,
     mail,
     rcpt,
   };
   await session.quit();
   return report;
 }
+
+/** XFORWARD comes with a message. */
+const AS_CLIENT = {
+  proxy: 'LOCAL (PROXY protocol)',
+  xclient: '[UNAVAILABLE] (XCLIENT)',
+  xforward: null,
+} as const;
 
 async function ask(session: DownstreamSession, phase: 'mail' | 'rcpt', line: string): Promise<string> {
   const exchange: Exchange = await session.exchange([{ phase, line }])[0]!;
@@ -126,6 +140,7 @@ function render(report: ProbeReport): string[] {
   for (const host of report.hosts) {
     const at = `${host.protocol}://${host.host}:${host.port}${host.address === null ? '' : ` [${host.address}]`}`;
     lines.push(`  ${at}: ${host.connected ? 'connected' : 'not connected'}, ${host.detail}`);
+    if (host.client !== null) lines.push(`    told as the client: ${host.client}`);
     if (host.capabilities.length > 0) lines.push(`    offers ${host.capabilities.join(', ')}`);
     if (host.mail !== null) lines.push(`    MAIL FROM:<> ${host.mail}`);
     if (host.rcpt !== null) lines.push(`    RCPT ${host.rcpt}`);

@@ -48,7 +48,7 @@ type State =
 export class Transaction {
   readonly id: string;
   readonly sender: Sender;
-  readonly #client: Client;
+  readonly client: Client;
   readonly #deps: TransactionDeps;
   readonly #record: TransactionRecord;
   readonly #legs = new Map<string, Leg>();
@@ -73,7 +73,7 @@ export class Transaction {
   constructor(sender: Sender, client: Client, deps: TransactionDeps) {
     this.id = deps.newId();
     this.sender = sender;
-    this.#client = client;
+    this.client = client;
     this.#deps = deps;
     this.#record = new TransactionRecord(this.id, sender, client, deps);
   }
@@ -177,7 +177,7 @@ export class Transaction {
       },
     });
     const only = this.#accepted === 1 ? (legs[0]?.recipients[0] ?? this.#missed[0]?.recipient ?? null) : null;
-    const received = this.#deps.received(this.sender, this.#client, this.id, only);
+    const received = this.#deps.received(this.sender, this.client, this.id, only);
     const maxMessageBytes = this.#sizeLimit(legs, received.length);
     const body = new MessageBody(received, { maxMessageBytes, maxReceived: config.maxReceived });
     // --mixed spool needs it only where recipients can differ.
@@ -286,7 +286,7 @@ export class Transaction {
   #legFor(nextHop: NextHop): Leg {
     let leg = this.#legs.get(nextHop.key);
     if (leg === undefined) {
-      leg = new Leg(nextHop, this.sender, this.#deps.leg);
+      leg = new Leg(nextHop, this, this.#deps.leg);
       this.#legs.set(nextHop.key, leg);
     }
     return leg;
@@ -338,7 +338,7 @@ export class Transaction {
     const tee = this.#tee;
     if (tee === null || !this.#isForSpool(all)) return verdict(all, legs.length);
     this.#tee = null;
-    return await this.#deps.spooler!.settle(this.id, this.sender, results, tee);
+    return await this.#deps.spooler!.settle(this, results, tee);
   }
 
   /** Whether some must get the message from the spool. An upstream that has gone still has it, and will send it again. */

@@ -9,14 +9,22 @@ import pRetry, { AbortError } from 'p-retry';
 import type { Config } from '../config.ts';
 import type { HopHost, NextHop } from '../routing/routes.ts';
 import { replyClass } from '../smtp/reply.ts';
-import { DownstreamSession, OpenError, type ReplyPhase, type SessionOptions } from './session.ts';
+import { type Introduction, proxyHeaderFor } from './forward-client.ts';
+import {
+  DownstreamSession,
+  IntroductionError,
+  OpenError,
+  type ReplyPhase,
+  type SessionOptions,
+} from './session.ts';
 
 /** The `result` label of cutthrough_downstream_connect_attempts_total. */
 type ConnectResult = 'ok' | 'refused' | 'timeout' | 'dns' | 'tls' | 'greeting';
 
 export type Opened =
   | Readonly<{ kind: 'open'; session: DownstreamSession; host: HopHost; attempts: number }>
-  | Readonly<{ kind: 'unreachable'; attempts: number; reason: string }>;
+  /** `answered`: a host was there and replied, though with a refusal. */
+  | Readonly<{ kind: 'unreachable'; attempts: number; reason: string; answered: boolean }>;
 
 export type ConnectDeps = Readonly<{
   config: Pick<
@@ -33,6 +41,8 @@ export type ConnectDeps = Readonly<{
   onResult: (result: ConnectResult) => void;
   onRetry: () => void;
   onReply: SessionOptions['onReply'];
+  /** Whom the next hop is told that the session speaks for; null: nobody. */
+  introduction: Introduction | null;
 }>;
 
 /** Claim 21's waits grow from `--connect-backoff` up to this. */
@@ -44,11 +54,18 @@ class ConnectError extends Error {
   readonly result: ConnectResult;
   /** The host has said for good that it takes no mail. */
   readonly final: boolean;
+  /** The host has said something. */
+  readonly answered: boolean;
 
-  constructor(result: ConnectResult, message: string, options: { final?: boolean; cause?: unknown } = {}) {
+  constructor(
+    result: ConnectResult,
+    message: string,
+    options: { final?: boolean; answered?: boolean; cause?: unknown } = {},
+  ) {
     super(message, { cause: options.cause });
     this.result = result;
     this.final = options.final ?? false;
+    this.answered = options.answered ?? false;
   }
 }
 
@@ -59,6 +76,7 @@ export async function openSession(nextHop: NextHop, deps: ConnectDeps, signal: A
   const hosts = new Set(nextHop.hosts);
   let attempts = 0;
   let lastReason = 'no host to connect to';
+  let answered = false;
   const attempt = async (attemptNumber: number) => {
     attempts = attemptNumber;
     if (attemptNumber > 1) deps.onRetry();
@@ -68,6 +86,7 @@ export async function openSession(nextHop: NextHop, deps: ConnectDeps, signal: A
       } catch (error) {
         if (!(error instanceof ConnectError)) throw new AbortError(asError(error));
         lastReason = error.message;
+        answered ||= error.answered;
         signal.throwIfAborted();
         if (error.final) hosts.delete(host);
       }
@@ -87,7 +106,7 @@ export async function openSession(nextHop: NextHop, deps: ConnectDeps, signal: A
     return { kind: 'open', session, host, attempts };
   } catch (error) {
     if (!signal.aborted && !(error instanceof NoHostAnswers)) throw error;
-    return { kind: 'unreachable', attempts, reason: lastReason };
+    return { kind: 'unreachable', attempts, reason: lastReason, answered };
   }
 }
 
@@ -146,7 +165,10 @@ async function openAt(
 ): Promise<DownstreamSession> {
   const { config } = deps;
   const tlsOptions = tlsOptionsOf(host);
+  const { introduction } = deps;
   const plain = await dial({ host: address, port: host.port }, config.connectTimeoutMs, signal);
+  // proxy-protocol.txt §2: before anything else, in one piece.
+  if (introduction?.kind === 'proxy') plain.write(proxyHeaderFor(introduction.client, plain));
   const secured = host.protocol === 'smtps';
   const socket = secured ? await secure(plain, tlsOptions, config.connectTimeoutMs, signal) : plain;
   try {
@@ -165,6 +187,7 @@ async function openAt(
         greetingTimeoutMs: config.greetingTimeoutMs,
         commandTimeoutMs: config.commandTimeoutMs,
         onReply: deps.onReply,
+        introduction,
       },
       signal,
     );
@@ -179,7 +202,8 @@ const RESULT_OF_PHASE: Partial<Record<ReplyPhase, ConnectResult>> = { starttls: 
 function asConnectError(error: OpenError): ConnectError {
   const result = RESULT_OF_PHASE[error.phase] ?? (error.timedOut ? 'timeout' : 'greeting');
   const permanent = error.reply !== null && replyClass(error.reply) === 5;
-  return new ConnectError(result, error.message, { final: permanent && result !== 'tls', cause: error });
+  const final = permanent && result !== 'tls' && !(error instanceof IntroductionError);
+  return new ConnectError(result, error.message, { final, answered: error.reply !== null, cause: error });
 }
 
 function tlsOptionsOf(host: HopHost): ConnectionOptions {

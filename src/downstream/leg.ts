@@ -1,18 +1,22 @@
 // One downstream session of one transaction, from the first recipient that needs it to the reply to its final dot.
 // A peer's refusal is a value; a leg whose session is lost says so once and answers every later call accordingly.
 // Owns its session: drop() destroys it without a dot, release() ends it politely when no message is under way.
+import type { ForwardClient } from '../config.ts';
 import type { DurationPhase } from '../metrics.ts';
 import type { NextHop } from '../routing/routes.ts';
 import { type Capabilities, mailCommand, rcptCommand, refusalBeforeMail } from '../smtp/capabilities.ts';
-import type { Recipient, Sender } from '../smtp/envelope.ts';
+import type { Recipient, Submission } from '../smtp/envelope.ts';
 import { legLost, nextHopUnreachable, passOn, type Reply, recipientOk, replyClass } from '../smtp/reply.ts';
 import { type ConnectDeps, type Opened, openSession } from './connect.ts';
+import { type Introduction, introductionTo, xforwardCommands } from './forward-client.ts';
 import { type Outcome, outcomeOf } from './outcome.ts';
 import type { KeptSession, SessionPool } from './pool.ts';
 import type { DownstreamSession, Exchange } from './session.ts';
 
 export type LegDeps = Readonly<{
+  /** Speaks for nobody. */
   connect: ConnectDeps;
+  forwardClient: ForwardClient;
   /** Milliseconds, monotonic. */
   now: () => number;
   onPhase: (phase: DurationPhase, seconds: number) => void;
@@ -28,11 +32,14 @@ export class Leg {
   /** Where the leg is, for /status and the log. */
   phase: 'connect' | 'envelope' | 'data' | 'body' | 'dot' | 'done' = 'connect';
 
-  readonly #sender: Sender;
+  readonly #submission: Submission;
   readonly #deps: LegDeps;
+  /** What the next hop is told of the client; null: nothing. */
+  readonly #introduction: Introduction | null;
   /** Ends the connecting; null while there is none. */
   #connecting: AbortController | null = null;
   #dropped = false;
+  #answered = false;
   #opened: Promise<Opened>;
   /** What #opened has settled to. */
   #ready: Opened | null = null;
@@ -47,12 +54,22 @@ export class Leg {
   #finalReplies: Promise<Exchange>[] = [];
   #phaseBegan: number;
 
-  constructor(nextHop: NextHop, sender: Sender, deps: LegDeps) {
+  constructor(nextHop: NextHop, submission: Submission, deps: LegDeps) {
     this.nextHop = nextHop;
-    this.#sender = sender;
+    this.#submission = submission;
     this.#deps = deps;
+    this.#introduction = introductionTo(nextHop, deps.forwardClient, submission.client);
     this.#phaseBegan = deps.now();
-    this.#opened = this.#open(deps.pool.take(nextHop));
+    this.#opened = this.#open(deps.pool.take(nextHop, this.#identity));
+  }
+
+  get #identity(): string {
+    return this.#introduction?.identity ?? '';
+  }
+
+  /** The next hop is there: a session was opened, or the client that it was told of is what it has refused. */
+  get reached(): boolean {
+    return this.session !== null || (this.#introduction !== null && this.#answered);
   }
 
   /** Null while connecting, or when the next hop is unreachable. */
@@ -83,7 +100,7 @@ export class Leg {
     }
     const { session } = opened;
     if (this.#senderRefused !== null) return this.#senderRefused;
-    const refusal = refusalBeforeMail(this.#sender.params, session.capabilities);
+    const refusal = refusalBeforeMail(this.#submission.sender.params, session.capabilities);
     if (refusal !== null) return refusal;
     if (session.capabilities.pipelining) return this.#envelope(session, recipient);
     const turn = this.#turn.then(() => this.#envelope(session, recipient));
@@ -161,11 +178,16 @@ export class Leg {
       return this.#begin(kept, { kind: 'open', session: kept.session, host: kept.host, attempts: 0 });
     this.#connecting = new AbortController();
     if (this.#dropped) this.#connecting.abort();
-    const opened = await openSession(this.nextHop, this.#deps.connect, this.#connecting.signal);
+    const introduction = this.#introduction;
+    const connect = introduction === null ? this.#deps.connect : { ...this.#deps.connect, introduction };
+    const opened = await openSession(this.nextHop, connect, this.#connecting.signal);
     this.#connecting = null;
     this.#timed('connect');
-    if (opened.kind === 'unreachable') return opened;
-    const fresh = { session: opened.session, host: opened.host, messages: 0 };
+    if (opened.kind === 'unreachable') {
+      this.#answered = opened.answered;
+      return opened;
+    }
+    const fresh = { session: opened.session, host: opened.host, messages: 0, identity: this.#identity };
     this.#deps.pool.opened(this.nextHop, fresh);
     this.#deps.onOpened(this.nextHop, opened.session.capabilities);
     return this.#begin(fresh, opened);
@@ -191,6 +213,7 @@ export class Leg {
 
   async #envelope(session: DownstreamSession, recipient: Recipient): Promise<Reply> {
     const { capabilities } = session;
+    const { sender } = this.#submission;
     const began = this.#deps.now();
     const rcpt = {
       phase: 'rcpt',
@@ -198,16 +221,20 @@ export class Leg {
     } as const;
     const mail = {
       phase: 'mail',
-      line: mailCommand(this.#sender.mailbox, this.#sender.params, capabilities),
+      line: mailCommand(sender.mailbox, sender.params, capabilities),
     } as const;
     let answer: Promise<Exchange>;
     if (this.#mail === null && capabilities.pipelining) {
-      // RFC 2920 §3.1: MAIL and the first RCPT in one write.
-      const [toMail, toRcpt] = session.exchange([mail, rcpt]);
-      this.#mail = toMail!;
-      answer = toRcpt!;
+      // RFC 2920 §3.1: MAIL and the first RCPT in one write, with XFORWARD before them.
+      const before = this.#introduction?.kind === 'xforward' ? this.#xforward(session) : NOTHING;
+      const replies = session.exchange(before.length === 0 ? [mail, rcpt] : [...before, mail, rcpt]);
+      this.#mail = replies[before.length]!;
+      answer = replies[before.length + 1]!;
     } else {
-      this.#mail ??= session.exchange([mail])[0]!;
+      this.#mail ??=
+        this.#introduction?.kind === 'xforward'
+          ? inTurn(session, [...this.#xforward(session), mail])
+          : session.exchange([mail])[0]!;
       answer =
         capabilities.pipelining || positive(await this.#mail) ? session.exchange([rcpt])[0]! : this.#mail;
     }
@@ -227,6 +254,12 @@ export class Leg {
     if (!positive(exchange)) return this.#refusal(exchange, 'rcpt');
     this.recipients.push(recipient);
     return recipientOk();
+  }
+
+  /** Before each MAIL (Postfix's XFORWARD_README). Whatever the next hop says to it: it is for the log. */
+  #xforward(session: DownstreamSession): readonly Command[] {
+    const { client, id } = this.#submission;
+    return xforwardCommands(client, id, session.offers).map((line) => ({ phase: 'mail', line }));
   }
 
   /** What the upstream's RCPT gets when the next hop did not say 2xx to MAIL or RCPT. */
@@ -267,6 +300,15 @@ export class Leg {
   #since(began: number): number {
     return (this.#deps.now() - began) / 1000;
   }
+}
+
+type Command = Readonly<{ phase: 'mail'; line: string }>;
+const NOTHING: readonly Command[] = [];
+
+/** Each when the one before was answered. @returns what is said to the last */
+async function inTurn(session: DownstreamSession, commands: readonly Command[]): Promise<Exchange> {
+  for (const command of commands.slice(0, -1)) await session.exchange([command])[0];
+  return await session.exchange(commands.slice(-1))[0]!;
 }
 
 /** The peer closes the session, with or without a word (RFC 5321 §3.8). */

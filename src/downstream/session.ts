@@ -1,7 +1,8 @@
 // One SMTP or LMTP client session with a next hop, driven phase by phase: open, MAIL, RCPT, DATA, body, final dot.
 //
-// smtp-connection does the connection's setup (greeting, EHLO, STARTTLS, AUTH). Its send() bundles the envelope, DATA
-// and restuffing, so from then on this subclass reads the replies itself, and writes commands and wire bytes verbatim.
+// smtp-connection does the connection's setup (greeting, EHLO, STARTTLS, AUTH), with XCLIENT in between where asked for.
+// Its send() bundles the envelope, DATA and restuffing, so from then on this subclass reads the replies itself, and
+// writes commands and wire bytes verbatim.
 // Owns its socket and one deadline. A peer that stalls, closes, or talks nonsense makes the session `lost`: every
 // exchange still open settles as lost, the socket is destroyed, and nothing here rejects or throws after open().
 import type { EventEmitter } from 'node:events';
@@ -10,20 +11,27 @@ import { type ConnectionOptions, TLSSocket } from 'node:tls';
 import SMTPConnection from 'smtp-connection';
 import { Deadline } from '../deadline.ts';
 import { type Capabilities, NO_CAPABILITIES, parseCapabilities } from '../smtp/capabilities.ts';
-import { parseReply, type Reply } from '../smtp/reply.ts';
+import { parseReply, type Reply, replyClass } from '../smtp/reply.ts';
 import { END_OF_DATA } from '../smtp/wire.ts';
+import { heloOf, type Introduction, xclientCommands } from './forward-client.ts';
 
 /** The members of smtp-connection's class (nodemailer 10.6.1) that this subclass stands on; see its contract test. */
 interface SmtpConnectionInternals {
   _socket: Socket | false;
   /** EHLO lines after the first, without codes; unset after a HELO. */
   _ehloLines?: string[];
+  /** What is to be done with the replies due, while the library reads. */
+  _responseActions: ((text: string) => void)[];
+  _supportedAuth: string[];
+  allowsAuth: boolean;
   secure: boolean;
   connect(callback: (error?: Error) => void): void;
   login(auth: { user: string; pass: string }, callback: (error: Error | null) => void): void;
   close(): void;
   _onError(error: Error, code: string, reply: string | false, command: string): void;
   _onData(chunk: Buffer): void;
+  _sendCommand(line: string): void;
+  _parseEhloExtensions(reply: string): void;
   _actionGreeting(reply: string): void;
   _actionEHLO(reply: string): void;
   _actionHELO(reply: string): void;
@@ -62,6 +70,7 @@ export type SessionOptions = Readonly<{
   greetingTimeoutMs: number;
   commandTimeoutMs: number;
   onReply: (phase: ReplyPhase, reply: Reply | null) => void;
+  introduction: Introduction | null;
 }>;
 
 /** Why a session could not be opened; `reply` is the peer's, where it gave one. */
@@ -77,6 +86,9 @@ export class OpenError extends Error {
     this.timedOut = timedOut;
   }
 }
+
+/** The server doesn't let us speak for the client; it may well take other mail. */
+export class IntroductionError extends OpenError {}
 
 /** What smtp-connection adds to the errors that it emits. */
 type PeerError = Error & { code?: string; response?: string };
@@ -142,7 +154,7 @@ export class DownstreamSession extends Base {
   }
 
   /**
-   * Greeting, EHLO (or LHLO, HELO), STARTTLS and AUTH as the options ask.
+   * Greeting, EHLO (or LHLO, HELO), STARTTLS, XCLIENT and AUTH as the options ask.
    * @throws OpenError, with the socket destroyed
    */
   static async open(options: SessionOptions, signal: AbortSignal): Promise<DownstreamSession> {
@@ -151,6 +163,8 @@ export class DownstreamSession extends Base {
     signal.addEventListener('abort', onAbort, { once: true });
     try {
       await session.#connect();
+      // Before AUTH, which the server forgets at XCLIENT.
+      if (options.introduction?.kind === 'xclient') await session.#introduce(options.introduction);
       if (options.auth !== null) await session.#authenticate(options.auth);
       session.#deadline.lift();
       session.#open = true;
@@ -337,6 +351,41 @@ export class DownstreamSession extends Base {
     const lost = error === null ? this.lost : lossOf(error);
     const what = reply === null ? (lost?.detail ?? 'connection closed') : `refused with ${reply.code}`;
     return new OpenError(this.#phase, `${what} (${this.#phase})`, reply, lost?.cause === 'timeout', error);
+  }
+
+  /** XCLIENT, after which the server greets as it would greet the client, who says EHLO (Postfix's XCLIENT_README). */
+  async #introduce({ client }: Introduction): Promise<void> {
+    const lines = xclientCommands(client, this.offers);
+    if (lines.length === 0)
+      throw new IntroductionError('greeting', 'XCLIENT ADDR is not offered', null, false);
+    for (const line of lines) await this.#setUp('greeting', line, 'XCLIENT', (reply) => reply.code === 220);
+    const { lmtp, name } = this.#options;
+    const hello = `${lmtp ? 'LHLO' : 'EHLO'} ${heloOf(client) ?? name}`;
+    const text = await this.#setUp('ehlo', hello, 'EHLO after XCLIENT', (reply) => replyClass(reply) === 2);
+    // What was offered to us need not be offered to the client.
+    this._supportedAuth = [];
+    this.allowsAuth = false;
+    this._parseEhloExtensions(text);
+    this.capabilities = parseCapabilities(this.offers);
+  }
+
+  /** A command while the library reads. @throws IntroductionError when the reply isn't `good` */
+  #setUp(phase: ReplyPhase, line: string, what: string, good: (reply: Reply) => boolean): Promise<string> {
+    this.#enter(phase);
+    return new Promise((resolve, reject) => {
+      const refuse = (detail: string, reply: Reply | null) =>
+        reject(new IntroductionError(phase, detail, reply, this.lost?.cause === 'timeout', this.#error));
+      const onEnd = () => refuse(`${this.lost?.detail ?? 'connection lost'} (${what})`, null);
+      this.once('end', onEnd);
+      this._responseActions.push((text) => {
+        this.off('end', onEnd);
+        this.#observe(phase, text);
+        const reply = parseReply(text);
+        if (reply !== null && good(reply)) resolve(text);
+        else refuse(`refused ${what} with ${reply?.code ?? 'nonsense'}`, reply);
+      });
+      this._sendCommand(line);
+    });
   }
 
   #authenticate(auth: { user: string; pass: string }): Promise<void> {

@@ -20,4 +20,16 @@ export type Client = Readonly<{
   tls: Readonly<{ version: string; cipher: string }> | null;
   /** The message's id where it comes from, told by XFORWARD. */
   ident?: string;
+  /** Where it was connected to, if that is known. */
+  localAddress?: string | undefined;
+  localPort?: number | undefined;
 }>;
+
+/** What next hops may be told of a client. */
+export type Origin = Pick<
+  Client,
+  'address' | 'port' | 'name' | 'helo' | 'extended' | 'localAddress' | 'localPort'
+>;
+
+/** A message as those see it who pass it on. `client` is null where it is our own. */
+export type Submission = Readonly<{ id: string; sender: Sender; client: Origin | null }>;

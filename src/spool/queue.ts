@@ -418,13 +418,14 @@ export class Queue {
   ): Promise<{ reached: boolean; results: Results }> {
     const { store } = this.#deps;
     const message = await store.load(entry.id);
+    const { id, sender, client } = message;
     const places = message.recipients.flatMap((recipient, at) =>
       recipient.state === 'pending' && domains.includes(domainOf(recipient)) ? [at] : [],
     );
     const recipients = places.map((at) => message.recipients[at]!);
     const { outcomes, reached } = await deliver(
       lane.nextHop,
-      { sender: message.sender, recipients, body: () => bodyOf(message, store) },
+      { id, sender, client, recipients, body: () => bodyOf(message, store) },
       this.#deps.delivery(lane.pool),
       { soft: this.#stop.signal, hard: this.#cutOff.signal },
     );
@@ -595,6 +596,7 @@ export class Queue {
           id,
           queuedAt: now(),
           sender: dsn.sender,
+          client: null,
           recipients: [state],
           attempts: 0,
           nextAttemptAt: now(),

@@ -5,7 +5,7 @@ import type { Logger } from 'pino';
 import type { Config } from '../config.ts';
 import type { Outcome } from '../downstream/outcome.ts';
 import type { TransactionResult } from '../metrics.ts';
-import type { Recipient, Sender } from '../smtp/envelope.ts';
+import type { Recipient, Submission } from '../smtp/envelope.ts';
 import { delivered, noDiskSpace, passOn, queued, type Reply, storageFailed } from '../smtp/reply.ts';
 import { type MemoryBudget, MessageBuffer } from './buffer.ts';
 import type { RecipientState } from './envelope.ts';
@@ -87,15 +87,10 @@ export class Spooler {
    * Claims 6 and 7, when every delivery has ended.
    * @param results one for each recipient, at least one
    */
-  async settle(
-    id: string,
-    sender: Sender,
-    results: readonly Result[],
-    buffer: MessageBuffer,
-  ): Promise<Settled> {
+  async settle(submission: Submission, results: readonly Result[], buffer: MessageBuffer): Promise<Settled> {
     const outcomes = results.map(({ outcome }) => outcome);
     if (outcomes.every((outcome) => outcome?.kind === 'accepted')) {
-      await this.#reportRelayed(id, sender, results, buffer);
+      await this.#reportRelayed(submission, results, buffer);
       await this.discard(buffer);
       const [first] = outcomes;
       const one = new Set(results.map(({ nextHop }) => nextHop)).size === 1;
@@ -110,7 +105,7 @@ export class Spooler {
       // The upstream tells the sender; no notification of ours is needed.
       return { reply: passOn(refused.reply) ?? storageFailed(), result: 'rejected' };
     }
-    return await this.keep(id, sender, results, buffer);
+    return await this.keep(submission, results, buffer);
   }
 
   /**
@@ -118,14 +113,14 @@ export class Spooler {
    * @param rest deliveries still under way: their outcomes, by recipient, go to the queue
    */
   async keep(
-    id: string,
-    sender: Sender,
+    submission: Submission,
     results: readonly Result[],
     buffer: MessageBuffer,
     rest: Promise<readonly Result[]> | null = null,
   ): Promise<Settled> {
     const { store, queue, now, log, onCommitted } = this.#deps;
-    await this.#reportRelayed(id, sender, results, buffer);
+    const { id, sender, client } = submission;
+    await this.#reportRelayed(submission, results, buffer);
     const began = performance.now();
     const tried = results.some(({ outcome }) => outcome !== null);
     const delay =
@@ -136,6 +131,7 @@ export class Spooler {
           id,
           queuedAt: now(),
           sender,
+          client,
           recipients: results.map((each) => stateOf(each, now())),
           attempts: tried || rest !== null ? 1 : 0,
           nextAttemptAt: now() + delay,
@@ -165,8 +161,7 @@ export class Spooler {
 
   /** NOTIFY=SUCCESS, where the next hop that has it can't report: our report ends here (RFC 3461 §5.2.2). */
   async #reportRelayed(
-    id: string,
-    sender: Sender,
+    { id, sender, client }: Submission,
     results: readonly Result[],
     buffer: MessageBuffer,
   ): Promise<void> {
@@ -179,6 +174,7 @@ export class Spooler {
       id,
       queuedAt: now,
       sender,
+      client,
       recipients,
       octets,
       crc32: 0,

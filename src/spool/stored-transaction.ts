@@ -58,7 +58,7 @@ type Target = { readonly recipient: Recipient; readonly nextHop: NextHop | null;
 export class StoredTransaction {
   readonly id: string;
   readonly sender: Sender;
-  readonly #client: Client;
+  readonly client: Client;
   readonly #deps: StoredTransactionDeps;
   readonly #record: TransactionRecord;
   /** The recipients accepted; no next hop where it could not be found out now. */
@@ -77,7 +77,7 @@ export class StoredTransaction {
   constructor(sender: Sender, client: Client, deps: StoredTransactionDeps) {
     this.id = deps.newId();
     this.sender = sender;
-    this.#client = client;
+    this.client = client;
     this.#deps = deps;
     this.#record = new TransactionRecord(this.id, sender, client, deps);
   }
@@ -141,7 +141,7 @@ export class StoredTransaction {
       return noDiskSpace();
     }
     const only = this.#targets.length === 1 ? this.#targets[0]!.recipient : null;
-    const body = new MessageBody(received(this.sender, this.#client, this.id, only), config);
+    const body = new MessageBody(received(this.sender, this.client, this.id, only), config);
     this.#state = { name: 'body', buffer: spooler.newBuffer(this.id), body };
     return null;
   }
@@ -175,7 +175,7 @@ export class StoredTransaction {
       this.#last = [];
       settled = this.#deps.fastPathEnabled()
         ? await this.#deliverFirst(buffer)
-        : await spooler.keep(this.id, this.sender, this.#untried(), buffer);
+        : await spooler.keep(this, this.#untried(), buffer);
     }
     this.#end(settled.result, settled.reply, { bytes: body.octets });
     return settled.reply;
@@ -222,8 +222,8 @@ export class StoredTransaction {
     }
     const now = [...results.values()];
     const settled = ended
-      ? await spooler.settle(this.id, this.sender, now, buffer)
-      : await spooler.keep(this.id, this.sender, now, buffer, all);
+      ? await spooler.settle(this, now, buffer)
+      : await spooler.keep(this, now, buffer, all);
     this.#noteResults(now);
     return settled;
   }
@@ -247,8 +247,9 @@ export class StoredTransaction {
       () => this.#soft.abort(),
       () => this.#hard.abort(),
     );
+    const { id, sender, client } = this;
     const deliveries = [...groups.values()].map(async ({ nextHop, recipients }) => {
-      const message = { sender: this.sender, recipients, body: () => buffer.read() };
+      const message = { id, sender, client, recipients, body: () => buffer.read() };
       const { outcomes } = await deliver(nextHop, message, delivery, interrupt);
       for (const [recipient, outcome] of outcomes)
         results.set(recipient, { recipient, nextHop: nextHop.label, outcome });

@@ -136,6 +136,8 @@ export class UpstreamConnection extends SMTPConnection {
       helo: this.hostNameAppearsAs || '',
       extended: this.openingCommand === 'EHLO',
       tls,
+      localAddress: this.localAddress,
+      localPort: this.localPort,
     };
   }
 

@@ -123,6 +123,7 @@ function envelope(
       mailbox: mailbox('a.example'),
       params: { size: null, body: null, smtputf8: false, ret: null, envid: null },
     },
+    client: null,
     recipients: domains.map((domain) => ({
       mailbox: mailbox(domain),
       params: { notify: null, orcpt: null },
