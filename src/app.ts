@@ -10,6 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { createSecureContext } from 'node:tls';
 import type { Logger } from 'pino';
 import type { Gauge } from 'prom-client';
+import { readAuthorities } from './certificate.ts';
 import { type Config, type Options, parseConfig } from './config.ts';
 import { Transaction } from './cut-through/transaction.ts';
 import { SOCKET_HIGH_WATER_OCTETS } from './downstream/connect.ts';
@@ -474,6 +475,7 @@ export function createRouting(config: Config, isOwn: (host: string, address: str
   });
   const router = createRouter({
     routes: config.routes,
+    authorities: readAuthorities(config.routes),
     mx,
     mxPort: config.mxPort,
     mxTls: config.downstreamTls,

@@ -129,7 +129,8 @@ export const OPTIONS = {
       route,
       ['*=mx'],
       'PATTERN: example.com, .example.com (subdomains) or *; NEXTHOP: mx, or comma-separated ' +
-        'smtp://[user:pass@]host:port, smtps://, lmtp://, tried in order, each with an optional ?tls=POLICY',
+        'smtp://[user:pass@]host:port, smtps://, lmtp://, tried in order, each with an optional ' +
+        '?tls=POLICY&sni=NAME&ca=FILE',
     ),
     atLeastOne: true,
   },

@@ -10,6 +10,7 @@ import type { Config } from '../config.ts';
 import type { HopHost, NextHop } from '../routing/routes.ts';
 import { replyClass } from '../smtp/reply.ts';
 import { DownstreamSession, OpenError, type ReplyPhase, type SessionOptions } from './session.ts';
+import { certificateProblem, startTlsOf, tlsOptionsOf } from './tls.ts';
 
 /** The `result` label of cutthrough_downstream_connect_attempts_total. */
 type ConnectResult = 'ok' | 'refused' | 'timeout' | 'dns' | 'tls' | 'greeting';
@@ -132,11 +133,6 @@ async function tryAddress(host: HopHost, address: string, deps: ConnectDeps, sig
   }
 }
 
-function startTlsOf(host: HopHost): SessionOptions['startTls'] {
-  if (host.protocol === 'smtps' || host.tls === 'off') return 'ignore';
-  return host.tls === 'opportunistic' ? 'if-offered' : 'required';
-}
-
 async function openAt(
   host: HopHost,
   address: string,
@@ -169,26 +165,19 @@ async function openAt(
       signal,
     );
   } catch (error) {
-    if (error instanceof OpenError) throw asConnectError(error);
+    if (error instanceof OpenError) throw asConnectError(error, host);
     throw error;
   }
 }
 
 const RESULT_OF_PHASE: Partial<Record<ReplyPhase, ConnectResult>> = { starttls: 'tls' };
 
-function asConnectError(error: OpenError): ConnectError {
+function asConnectError(error: OpenError, host: HopHost): ConnectError {
+  const problem = error.phase === 'starttls' ? certificateProblem(error.cause) : null;
+  if (problem !== null) return new ConnectError('tls', `${host.host}: ${problem}`, { cause: error });
   const result = RESULT_OF_PHASE[error.phase] ?? (error.timedOut ? 'timeout' : 'greeting');
   const permanent = error.reply !== null && replyClass(error.reply) === 5;
   return new ConnectError(result, error.message, { final: permanent && result !== 'tls', cause: error });
-}
-
-function tlsOptionsOf(host: HopHost): ConnectionOptions {
-  return {
-    host: host.host,
-    // RFC 6066 §3: an address is no server name.
-    ...(net.isIP(host.host) === 0 ? { servername: host.host } : {}),
-    rejectUnauthorized: host.tls === 'verify',
-  };
 }
 
 function dial(to: { host: string; port: number }, timeoutMs: number, signal: AbortSignal): Promise<Socket> {
@@ -249,7 +238,7 @@ function describe(to: string, cause: NodeJS.ErrnoException): string {
     case 'ENETUNREACH':
       return `${to} can't be reached`;
     default:
-      return `${to}: ${cause.code ?? 'connection failed'}`;
+      return `${to}: ${certificateProblem(cause) ?? cause.code ?? 'connection failed'}`;
   }
 }
 

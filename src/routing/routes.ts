@@ -28,6 +28,10 @@ export type HopHost = Readonly<{
   port: number;
   auth: StaticHost['auth'];
   tls: TlsPolicy;
+  /** The name that is sent (SNI) and verified, where it isn't `host`. */
+  sni: string | null;
+  /** PEM of the only authorities that are trusted; null: Node's. */
+  ca: string | null;
 }>;
 
 /** Where a recipient's mail goes. */
@@ -56,6 +60,8 @@ export type Router = Readonly<{
 export type RouterDeps = Readonly<{
   routes: readonly Route[];
   mx: Pick<MxResolver, 'resolve'>;
+  /** PEM text by the file name of a `?ca=`. */
+  authorities: ReadonlyMap<string, string>;
   /** Port at mail exchangers. */
   mxPort: number;
   mxTls: TlsPolicy;
@@ -68,7 +74,7 @@ export function createRouter(deps: RouterDeps): Router {
   const targets = new Map(
     deps.routes.map(({ pattern, nextHop }) => [
       pattern,
-      nextHop.kind === 'mx' ? ('mx' as const) : staticNextHop(nextHop.hosts),
+      nextHop.kind === 'mx' ? ('mx' as const) : staticNextHop(nextHop.hosts, deps.authorities),
     ]),
   );
   const all = [...targets.values()];
@@ -121,10 +127,12 @@ export function refusalOfRoute(found: Exclude<RouteResult, { kind: 'next-hop' }>
   }
 }
 
-function staticNextHop(written: readonly StaticHost[]): NextHop {
-  const hosts = written.map(({ protocol, host, port, auth, tls }) => {
+function staticNextHop(written: readonly StaticHost[], authorities: RouterDeps['authorities']): NextHop {
+  const hosts = written.map(({ protocol, host, port, auth, tls, sni, ca: file }) => {
     const address = isIP(host) === 0 ? null : host;
-    return { protocol, host, address, port, auth, tls };
+    const ca = file === null ? null : authorities.get(file);
+    if (ca === undefined) throw new Error(`${file} was not read`);
+    return { protocol, host, address, port, auth, tls, sni, ca };
   });
   // Hashed because a password is part of what tells two next hops apart, and must not be readable in a key.
   const key = createHash('sha256').update(JSON.stringify(hosts)).digest('base64url');
@@ -136,7 +144,16 @@ function staticNextHop(written: readonly StaticHost[]): NextHop {
 
 function mxNextHop(candidates: readonly Candidate[], { mxPort, mxTls }: RouterDeps): NextHop {
   const hosts = candidates.map(({ host, address }) => {
-    return { protocol: 'smtp' as const, host, address, port: mxPort, auth: null, tls: mxTls };
+    return {
+      protocol: 'smtp' as const,
+      host,
+      address,
+      port: mxPort,
+      auth: null,
+      tls: mxTls,
+      sni: null,
+      ca: null,
+    };
   });
   // Where names are verified, a session that was verified for one name must not carry another's mail.
   const member = ({ host, address, port }: HopHost) =>

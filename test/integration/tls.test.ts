@@ -1,20 +1,17 @@
 // TLS on both sides: STARTTLS and implicit TLS from the upstream, every policy towards next hops, credentials, and
 // certificates that are replaced while sessions run.
-import { execFile } from 'node:child_process';
 import { once } from 'node:events';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import net, { type AddressInfo, type Socket } from 'node:net';
 import { networkInterfaces, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import tls, { TLSSocket } from 'node:tls';
-import { promisify } from 'node:util';
 import { afterAll, afterEach, beforeAll, describe, expect, it, onTestFinished } from 'vitest';
 import type { Options } from '../../src/app.ts';
 import { parseConfig } from '../../src/config.ts';
+import { type Issued, issue, issueAuthority } from '../support/certificates.ts';
 import { Client } from '../support/client.ts';
 import { portOf, QUICK, startProxy, startProxyOnly, type TestProxy, until } from '../support/proxy.ts';
-
-const run = promisify(execFile);
 
 type Files = Readonly<{ cert: string; key: string }>;
 
@@ -22,27 +19,19 @@ let directory: string;
 let first: Files;
 let second: Files;
 
-const openssl = await run('openssl', ['version']).then(
-  () => true,
-  () => false,
-);
-if (!openssl && process.env.CI) throw new Error('openssl is needed for these tests');
-
-async function makeCertificate(name: string): Promise<Files> {
+async function write({ name, cert, key }: Issued, chain = ''): Promise<Files> {
   const files = { cert: join(directory, `${name}.crt`), key: join(directory, `${name}.key`) };
-  const how = ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
-  const what = ['-subj', `/CN=${name}`, '-addext', 'subjectAltName=DNS:localhost,IP:127.0.0.1', '-days', '2'];
-  await run('openssl', [...how, ...what, '-keyout', files.key, '-out', files.cert]);
+  await Promise.all([writeFile(files.cert, cert + chain), writeFile(files.key, key)]);
   return files;
 }
 
 beforeAll(async () => {
-  if (!openssl) return;
   directory = await mkdtemp(join(tmpdir(), 'cutthrough-tls-'));
-  [first, second] = await Promise.all([makeCertificate('first.example'), makeCertificate('second.example')]);
+  const both = ['first.example', 'second.example'].map((name) => issue({ name, for: ['127.0.0.1'] }));
+  [first, second] = (await Promise.all(both.map((each) => write(each)))) as [Files, Files];
 });
 afterAll(async () => {
-  if (openssl) await rm(directory, { recursive: true });
+  await rm(directory, { recursive: true });
 });
 
 let proxy: TestProxy | null = null;
@@ -71,6 +60,8 @@ class TlsPeer {
   readonly heard: Heard[] = [];
   readonly messages: string[] = [];
   readonly sockets: Socket[] = [];
+  /** The names that were asked for (SNI), false where there was none. */
+  readonly names: (string | false)[] = [];
   readonly #options: PeerOptions;
   readonly #credentials: tls.SecureContextOptions;
   readonly #server: net.Server;
@@ -120,6 +111,7 @@ class TlsPeer {
           secureContext: tls.createSecureContext(this.#credentials),
         });
         secured.on('error', () => {});
+        secured.on('secure', () => this.names.push((secured as { servername?: string }).servername ?? false));
         secured.on('end', () => void secured.destroy());
         // It has taken over the handle; the one below is not told of its end in every case.
         this.sockets.splice(this.sockets.indexOf(socket), 1, secured);
@@ -191,7 +183,7 @@ class TlsPeer {
 
 const withCertificate = (files: Files): Options => ({ tlsCert: files.cert, tlsKey: files.key });
 
-describe.skipIf(!openssl)('from the upstream', () => {
+describe('from the upstream', () => {
   async function start(options: Options = {}): Promise<TestProxy> {
     proxy = await startProxy([{}], { ...withCertificate(first), ...options });
     return proxy;
@@ -333,7 +325,7 @@ describe.skipIf(!openssl)('from the upstream', () => {
   });
 });
 
-describe.skipIf(!openssl)('towards a next hop', () => {
+describe('towards a next hop', () => {
   async function startTo(peer: TlsPeer, query = '', options: Options = {}, scheme = 'smtp') {
     proxy = await startProxyOnly({ route: [`*=${scheme}://127.0.0.1:${peer.port}${query}`], ...options });
     return await proxy.client();
@@ -396,6 +388,115 @@ describe.skipIf(!openssl)('towards a next hop', () => {
       await until(() => peer.sockets.every(({ destroyed }) => destroyed));
     },
   );
+
+  describe('whose authority is pinned', () => {
+    let pinned: Issued;
+    let between: Issued;
+    let noAuthority: Issued;
+    let other: Issued;
+    let query: string;
+
+    beforeAll(async () => {
+      pinned = issueAuthority('pinned');
+      between = issueAuthority('between', pinned);
+      noAuthority = issue({ name: 'no authority', for: ['mx.example'], issuer: pinned });
+      other = issueAuthority('other');
+      query = `?ca=${(await write(pinned)).cert}`;
+      await write(other);
+    });
+
+    const peerWith = async (leaf: Issued, chain = '', options: PeerOptions = {}) =>
+      await TlsPeer.start(options, await write(leaf, chain));
+
+    it.each(['smtp', 'smtps'])('is trusted over %s://, and hears the name of sni=', async (scheme) => {
+      const leaf = issue({ name: 'leaf', for: ['mx.example'], issuer: between });
+      const peer = await peerWith(leaf, between.cert, { implicit: scheme === 'smtps' });
+      const client = await startTo(peer, `${query}&sni=mx.example&tls=verify`, {}, scheme);
+      expect(await send(client)).toMatch(/^250 2\.0\.0 queued/);
+      expect(peer.lines('MAIL')).toMatchObject([{ secure: true }]);
+      expect(peer.names).toEqual(['mx.example']);
+      expect(await attempts('ok')).toBe(1);
+    });
+
+    it('is verified by its address without sni=, and ca= alone means verify', async () => {
+      const peer = await peerWith(issue({ name: 'leaf', for: ['127.0.0.1'], issuer: pinned }));
+      expect(await send(await startTo(peer, query, { downstreamTls: 'off' }))).toMatch(/^250 /);
+      expect(peer.lines('MAIL')).toMatchObject([{ secure: true }]);
+      expect(peer.names).toEqual([false]);
+    });
+
+    it.each([
+      ['the name is another', () => issue({ name: 'a', for: ['x.example'], issuer: pinned }), 'another name'],
+      [
+        'the certificate has expired',
+        () => issue({ name: 'b', for: ['mx.example'], issuer: pinned, from: -9, until: -1 }),
+        'expired',
+      ],
+      [
+        'the certificate is not valid yet',
+        () => issue({ name: 'c', for: ['mx.example'], issuer: pinned, from: 1 }),
+        'not valid yet',
+      ],
+      [
+        'another authority has signed',
+        () => issue({ name: 'd', for: ['mx.example'], issuer: other }),
+        'trusted authority',
+      ],
+      [
+        'an authority of the same name has signed',
+        () => issue({ name: 'e', for: ['mx.example'], issuer: issueAuthority('pinned') }),
+        /451 4\.4\.1 /,
+      ],
+      ['it signs itself', () => issue({ name: 'f', for: ['mx.example'] }), 'trusted authority'],
+      [
+        'one that is no authority has signed',
+        () => issue({ name: 'g', for: ['mx.example'], issuer: noAuthority }),
+        'trusted authority',
+      ],
+    ] satisfies [string, () => Issued, string | RegExp][])(
+      'is not used when %s, and the upstream hears why',
+      async (_, leaf, reason) => {
+        for (const [scheme, implicit] of [
+          ['smtp', false],
+          ['smtps', true],
+        ] as const) {
+          const peer = await peerWith(leaf(), noAuthority.cert, { implicit });
+          const client = await startTo(peer, `${query}&sni=mx.example`, { connectRetries: 0 }, scheme);
+          await client.command('MAIL FROM:<s@src.example>');
+          const reply = await client.command('RCPT TO:<u@a.example>');
+          expect(reply).toMatch(/^451 4\.4\.1 .* after 1 attempt: /);
+          expect(reply).toMatch(reason);
+          expect(peer.lines('MAIL')).toHaveLength(0);
+          expect(await attempts('tls')).toBe(1);
+          await proxy!.close();
+        }
+      },
+    );
+
+    it('is trusted by the new file after a reload, and the old config stays when it cannot be read', async () => {
+      const peer = await peerWith(issue({ name: 'leaf', for: ['127.0.0.1'], issuer: other }));
+      const file = join(directory, 'reloaded.pem');
+      await writeFile(file, pinned.cert);
+      const client = await startTo(peer, `?ca=${file}`, { connectRetries: 0 });
+      expect(await send(client)).toMatch(/^554 5\.5\.1 /);
+      expect(await attempts('tls')).toBe(1);
+      const route = [`*=smtp://127.0.0.1:${peer.port}?ca=${file}`];
+      const parsed = parseConfig({ file: { ...QUICK, route } });
+      if (!parsed.ok) throw new Error(parsed.errors.join());
+      await rm(file);
+      await expect(proxy!.proxy.reload(parsed.config)).rejects.toThrow(/cannot be read/);
+      expect(await send(await proxy!.client())).toMatch(/^554 5\.5\.1 /);
+      expect(await attempts('tls')).toBe(2);
+      await writeFile(file, other.cert);
+      await proxy!.proxy.reload(parsed.config);
+      expect(await send(await proxy!.client())).toMatch(/^250 /);
+    });
+
+    it('is an error at the start when the file holds no certificate', async () => {
+      const route = [`*=smtp://127.0.0.1:1?ca=${first.key}`];
+      await expect(startProxyOnly({ route })).rejects.toThrow(/holds no PEM certificate/);
+    });
+  });
 
   it('does not use TLS with off', async () => {
     const peer = await TlsPeer.start();
@@ -528,7 +629,7 @@ describe.skipIf(!openssl)('towards a next hop', () => {
   });
 });
 
-describe.skipIf(!openssl)('a reload', () => {
+describe('a reload', () => {
   function configOf(options: Options) {
     const parsed = parseConfig({ file: { ...QUICK, ...options } });
     if (!parsed.ok) throw new Error(parsed.errors.join('\n'));
@@ -558,13 +659,23 @@ describe.skipIf(!openssl)('a reload', () => {
     await before.startTls();
     await before.command('EHLO client.example');
     expect(await before.envelope('s@src.example', ['u@a.example'])).toMatch(/^354/);
+    const implicit = new Client(
+      tls.connect({ port: securePort, host: '127.0.0.1', rejectUnauthorized: false }),
+    );
+    expect(await implicit.reply()).toMatch(/^220 /);
+    expect(await implicit.command('EHLO client.example')).toMatch(/^250/);
     expect(await subject(plainPort, false)).toBe('first.example');
+    expect(await subject(securePort, true)).toBe('first.example');
     await running.reload(configOf({ listen: LISTEN, route, ...withCertificate(second) }));
     expect(await subject(plainPort, false)).toBe('second.example');
     expect(await subject(securePort, true)).toBe('second.example');
     before.write('x\r\n.\r\n');
     expect(await before.reply()).toMatch(/^250/);
     expect(await before.send('s@src.example', ['u@a.example'], 'x\r\n')).toMatch(/^250/);
+    expect(await implicit.send('s@src.example', ['u@a.example'], 'x\r\n')).toMatch(/^250/);
+    for (const { socket } of [before, implicit])
+      expect((socket as tls.TLSSocket).getPeerCertificate().subject.CN).toBe('first.example');
+    implicit.destroy();
   });
 
   it('that adds a certificate makes new sessions offer STARTTLS', async () => {

@@ -3,11 +3,24 @@ import type { Route, StaticHost } from '../../src/config.ts';
 import type { Candidate, MxResult } from '../../src/routing/mx.ts';
 import { createRouter, type NextHop } from '../../src/routing/routes.ts';
 
-const RELAY: StaticHost = { protocol: 'smtp', host: '10.0.0.5', port: 25, auth: null, tls: 'opportunistic' };
+const RELAY: StaticHost = {
+  protocol: 'smtp',
+  host: '10.0.0.5',
+  port: 25,
+  auth: null,
+  tls: 'opportunistic',
+  sni: null,
+  ca: null,
+};
 
 function via(pattern: string, ...hosts: Partial<StaticHost>[]): Route {
   return { pattern, nextHop: { kind: 'static', hosts: hosts.map((host) => ({ ...RELAY, ...host })) } };
 }
+
+const AUTHORITIES = new Map([
+  ['a.pem', 'PEM a'],
+  ['b.pem', 'PEM b'],
+]);
 
 const mxRoute = (pattern: string): Route => ({ pattern, nextHop: { kind: 'mx' } });
 
@@ -25,7 +38,14 @@ function router(routes: readonly Route[], answers: Record<string, MxResult> = {}
       return answers[domain] ?? { kind: 'no-domain' };
     },
   };
-  const { route } = createRouter({ routes, mx, mxPort: 25, mxTls: 'opportunistic', ...options });
+  const { route } = createRouter({
+    routes,
+    mx,
+    authorities: AUTHORITIES,
+    mxPort: 25,
+    mxTls: 'opportunistic',
+    ...options,
+  });
   async function nextHop(domain: string): Promise<NextHop> {
     const found = await route(domain);
     if (found.kind !== 'next-hop') throw new Error(`${domain}: ${found.kind}`);
@@ -85,17 +105,30 @@ describe('a static next hop', () => {
     const { nextHop, asked } = router([
       via(
         '*',
-        { host: 'relay.test', port: 587, auth, tls: 'verify' },
+        { host: 'relay.test', port: 587, auth, tls: 'verify', sni: 'mx.test', ca: 'a.pem' },
         { protocol: 'lmtp', host: '::1', port: 24 },
       ),
     ]);
     const found = await nextHop('a.example');
     expect(found.hosts).toEqual([
-      { protocol: 'smtp', host: 'relay.test', address: null, port: 587, auth, tls: 'verify' },
-      { protocol: 'lmtp', host: '::1', address: '::1', port: 24, auth: null, tls: 'opportunistic' },
+      {
+        ...{ protocol: 'smtp', host: 'relay.test', address: null, port: 587, auth },
+        ...{ tls: 'verify', sni: 'mx.test', ca: 'PEM a' },
+      },
+      {
+        ...{ protocol: 'lmtp', host: '::1', address: '::1', port: 24, auth: null },
+        ...{ tls: 'opportunistic', sni: null, ca: null },
+      },
     ]);
     expect(found.label).toBe('smtp://relay.test:587 (+1 more)');
     expect(asked).toEqual([]);
+  });
+
+  it('is another one where another name is verified, or other authorities are trusted', async () => {
+    const queries = [{}, { sni: 'x.test' }, { ca: 'a.pem' }, { ca: 'b.pem' }, { ca: 'b.pem', sni: 'x.test' }];
+    const { nextHop } = router(queries.map((query, at) => via(`${at}.example`, { tls: 'verify', ...query })));
+    const keys = await Promise.all(queries.map(async (_, at) => (await nextHop(`${at}.example`)).key));
+    expect(new Set(keys).size).toBe(queries.length);
   });
 
   it('shows no credentials in label or key', async () => {
@@ -152,7 +185,7 @@ describe('a next hop of mail exchangers', () => {
   it('has their addresses in the order of the resolver, at the MX port with the MX TLS policy', async () => {
     const answers = { 'a.example': hosts(two, one) };
     const { nextHop } = router([mxRoute('*')], answers, { mxPort: 2525, mxTls: 'verify' });
-    const common = { protocol: 'smtp', port: 2525, auth: null, tls: 'verify' };
+    const common = { protocol: 'smtp', port: 2525, auth: null, tls: 'verify', sni: null, ca: null };
     const found = await nextHop('a.example');
     expect(found.hosts).toEqual([
       { ...common, host: 'mx2.example', address: '2001:db8::2' },
