@@ -91,6 +91,8 @@ export type Config = Readonly<{
   tlsKey: string | null;
   requireTls: boolean;
   downstreamTls: TlsPolicy;
+  /** RFC 8461. */
+  mtaSts: 'off' | 'on';
   logLevel: 'fatal' | 'error' | 'warn' | 'info' | 'debug' | 'trace' | 'silent';
   logFormat: 'json' | 'pretty';
 }>;

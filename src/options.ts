@@ -224,6 +224,12 @@ export const OPTIONS = {
     'opportunistic',
     'TLS towards next hops that have no ?tls=',
   ),
+  'mta-sts': one(
+    'mtaSts',
+    choice(['off', 'on']),
+    'off',
+    'honour the MTA-STS policies of domains sent to by MX, fetched over HTTPS',
+  ),
 
   'log-level': one(
     'logLevel',

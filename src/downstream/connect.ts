@@ -34,6 +34,8 @@ export type ConnectDeps = Readonly<{
   onResult: (result: ConnectResult) => void;
   onRetry: () => void;
   onReply: SessionOptions['onReply'];
+  /** Under an MTA-STS policy of mode "testing": why the host would have been refused under "enforce". */
+  onPolicyFailure?: (domain: string, host: string, reason: string) => void;
 }>;
 
 /** Claim 21's waits grow from `--connect-backoff` up to this. */
@@ -101,6 +103,9 @@ async function tryHost(host: HopHost, deps: ConnectDeps, signal: AbortSignal): P
     try {
       const session = await tryAddress(host, address, deps, signal);
       deps.onResult('ok');
+      const { demand } = host;
+      if (demand?.mode === 'testing' && session.unverified !== null)
+        deps.onPolicyFailure?.(demand.domain, host.host, session.unverified);
       return { session, host };
     } catch (error) {
       if (!(error instanceof ConnectError)) throw error;

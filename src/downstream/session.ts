@@ -178,6 +178,14 @@ export class DownstreamSession extends Base {
     return `${socket.getProtocol() ?? 'TLS'} ${socket.getCipher()?.name ?? ''}, ${trust}`;
   }
 
+  /** Why nobody has vouched for the peer: no TLS, or what is wrong with its certificate; null when it is verified. */
+  get unverified(): string | null {
+    const socket = this._socket;
+    if (!(socket instanceof TLSSocket)) return 'no TLS';
+    // The type says Error; Node gives the code.
+    return socket.authorized ? null : String(socket.authorizationError);
+  }
+
   /** Bytes written and not yet handed to the kernel. */
   get unsentBytes(): number {
     return this._socket === false ? 0 : this._socket.writableLength;

@@ -9,13 +9,15 @@
 import { Resolver } from 'node:dns/promises';
 import { isIP } from 'node:net';
 import { toDomain } from '../option-kinds.ts';
-import { canonicalAddress, forbiddenReason, networkSet } from './networks.ts';
+import { canonicalAddress, forbiddenUnless } from './networks.ts';
 
 /** The queries in use. They reject with an Error whose `code` is as in node:dns. */
 export interface DnsClient {
   resolveMx(name: string): Promise<readonly MxRecord[]>;
   resolve4(name: string): Promise<readonly AddressRecord[]>;
   resolve6(name: string): Promise<readonly AddressRecord[]>;
+  /** Each record in its strings. */
+  resolveTxt(name: string): Promise<readonly (readonly string[])[]>;
 }
 
 type MxRecord = Readonly<{ exchange: string; priority: number }>;
@@ -47,7 +49,7 @@ export type MxResolver = Readonly<{
 }>;
 
 export type MxDeps = Readonly<{
-  dns: DnsClient;
+  dns: MxDns;
   /** CIDRs that the SSRF filter lets through. */
   allow: readonly string[];
   /** Whether a mail exchanger is this host: by its name (`address` null), or by one of its addresses. */
@@ -58,7 +60,9 @@ export type MxDeps = Readonly<{
   random: () => number;
 }>;
 
-type Rules = Pick<MxDeps, 'dns' | 'isOwn'> & Readonly<{ isForbidden: (address: string) => boolean }>;
+type MxDns = Pick<DnsClient, 'resolveMx' | 'resolve4' | 'resolve6'>;
+
+type Rules = Readonly<{ dns: MxDns; isOwn: MxDeps['isOwn']; isForbidden: (address: string) => boolean }>;
 
 type Exchanger = Readonly<{ host: string; preference: number }>;
 /** A mail exchanger with its addresses, each list in the order of the DNS answer. */
@@ -99,16 +103,12 @@ export function systemDns(servers: readonly string[], timeoutMs = 2_000): DnsCli
     resolveMx: (name) => resolver.resolveMx(name),
     resolve4: (name) => resolver.resolve4(name, { ttl: true }),
     resolve6: (name) => resolver.resolve6(name, { ttl: true }),
+    resolveTxt: (name) => resolver.resolveTxt(name),
   };
 }
 
 export function createMxResolver(deps: MxDeps): MxResolver {
-  const allowed = networkSet(deps.allow);
-  const rules: Rules = {
-    dns: deps.dns,
-    isOwn: deps.isOwn,
-    isForbidden: (address) => forbiddenReason(address) !== null && !allowed.has(address),
-  };
+  const rules: Rules = { dns: deps.dns, isOwn: deps.isOwn, isForbidden: forbiddenUnless(deps.allow) };
   const cache = new Map<string, Cached>();
   const underWay = new Map<string, Promise<Found>>();
 
@@ -223,7 +223,7 @@ function betterThanOwn<T extends Exchanger>(list: readonly T[], isOwn: (host: T)
   return list.filter(({ preference }) => preference < own);
 }
 
-async function lookUpHost({ host, preference }: Exchanger, dns: DnsClient): Promise<LookedUpHost> {
+async function lookUpHost({ host, preference }: Exchanger, dns: MxDns): Promise<LookedUpHost> {
   const [aaaa, a] = await Promise.all([answerTo(dns.resolve6(host)), answerTo(dns.resolve4(host))]);
   const records = [aaaa, a].flatMap((answer) => (answer.kind === 'records' ? answer.records : []));
   const canonical = records.map(({ address }) => canonicalAddress(address));

@@ -12,11 +12,14 @@ import {
   noSuchDomain,
   nullMx,
   type Reply,
+  refusedByPolicy,
   relayingDenied,
   routingLoop,
   unroutable,
 } from '../smtp/reply.ts';
-import type { Candidate, MxResolver, MxResult } from './mx.ts';
+import type { MtaSts } from './mta-sts.ts';
+import type { MxResolver, MxResult } from './mx.ts';
+import { applyPolicy, type Exchanger, type TlsDemand } from './tls-demand.ts';
 
 /** One server to try. */
 export type HopHost = Readonly<{
@@ -32,6 +35,8 @@ export type HopHost = Readonly<{
   sni: string | null;
   /** PEM of the only authorities that are trusted; null: Node's. */
   ca: string | null;
+  /** What the recipient's domain itself asks for. */
+  demand: TlsDemand | null;
 }>;
 
 /** Where a recipient's mail goes. */
@@ -47,6 +52,8 @@ export type NextHop = Readonly<{
 export type RouteResult =
   | Readonly<{ kind: 'next-hop'; nextHop: NextHop }>
   | Exclude<MxResult, { kind: 'hosts' }>
+  /** The domain's own policy permits none of its mail exchangers. */
+  | Readonly<{ kind: 'policy'; reason: string }>
   /** No pattern matches the domain. */
   | Readonly<{ kind: 'no-route' }>;
 
@@ -65,6 +72,10 @@ export type RouterDeps = Readonly<{
   /** Port at mail exchangers. */
   mxPort: number;
   mxTls: TlsPolicy;
+  /** PEM of the authorities that mail exchangers are verified by; null: Node's. */
+  mxAuthorities: string | null;
+  /** Null: policies of domains are not looked for. */
+  mtaSts: MtaSts | null;
 }>;
 
 const MAX_NAME = 100;
@@ -90,9 +101,13 @@ export function createRouter(deps: RouterDeps): Router {
 }
 
 async function routeByMx(domain: string, deps: RouterDeps): Promise<RouteResult> {
-  const found = await deps.mx.resolve(domain);
+  const [found, policy] = await Promise.all([deps.mx.resolve(domain), deps.mtaSts?.policyFor(domain)]);
   if (found.kind !== 'hosts') return found;
-  return { kind: 'next-hop', nextHop: mxNextHop(found.candidates, deps) };
+  const applied = applyPolicy(found.candidates, deps.mxTls, policy ? { domain, policy } : null);
+  if (applied.kind !== 'exchangers') return applied;
+  for (const host of applied.mismatches)
+    deps.mtaSts?.reportFailure(domain, host, 'not named by the MTA-STS policy');
+  return { kind: 'next-hop', nextHop: mxNextHop(applied.exchangers, deps) };
 }
 
 /**
@@ -120,6 +135,8 @@ export function refusalOfRoute(found: Exclude<RouteResult, { kind: 'next-hop' }>
       return unroutable();
     case 'loop':
       return routingLoop();
+    case 'policy':
+      return refusedByPolicy(found.reason);
     case 'no-route':
       return relayingDenied();
     default:
@@ -132,7 +149,7 @@ function staticNextHop(written: readonly StaticHost[], authorities: RouterDeps['
     const address = isIP(host) === 0 ? null : host;
     const ca = file === null ? null : authorities.get(file);
     if (ca === undefined) throw new Error(`${file} was not read`);
-    return { protocol, host, address, port, auth, tls, sni, ca };
+    return { protocol, host, address, port, auth, tls, sni, ca, demand: null };
   });
   // Hashed because a password is part of what tells two next hops apart, and must not be readable in a key.
   const key = createHash('sha256').update(JSON.stringify(hosts)).digest('base64url');
@@ -142,25 +159,18 @@ function staticNextHop(written: readonly StaticHost[], authorities: RouterDeps['
   return { key: `static:${key}`, label: label(names), hosts };
 }
 
-function mxNextHop(candidates: readonly Candidate[], { mxPort, mxTls }: RouterDeps): NextHop {
-  const hosts = candidates.map(({ host, address }) => {
-    return {
-      protocol: 'smtp' as const,
-      host,
-      address,
-      port: mxPort,
-      auth: null,
-      tls: mxTls,
-      sni: null,
-      ca: null,
-    };
+function mxNextHop(exchangers: readonly Exchanger[], { mxPort, mxTls, mxAuthorities }: RouterDeps): NextHop {
+  const hosts = exchangers.map(({ host, address, tls, demand }) => {
+    const at = { protocol: 'smtp' as const, host, address, port: mxPort };
+    return { ...at, auth: null, tls, sni: null, ca: mxAuthorities, demand };
   });
-  // Where names are verified, a session that was verified for one name must not carry another's mail.
-  const member = ({ host, address, port }: HopHost) =>
-    formatHostPort({ host: address ?? host, port }) + (mxTls === 'verify' ? `=${host}` : '');
+  // A session that was opened under weaker demands, or verified for one name, must not carry another's mail.
+  const member = ({ host, address, port, tls }: HopHost) =>
+    formatHostPort({ host: address ?? host, port }) +
+    (tls === 'verify' ? `=${host}` : tls === mxTls ? '' : `=${tls}`);
   const members = [...new Set(hosts.map((host) => member(host)))].sort();
   // By preference and name, not as shuffled, so that one next hop has one label.
-  const named = candidates.toSorted((a, b) => a.preference - b.preference || (a.host < b.host ? -1 : 1));
+  const named = exchangers.toSorted((a, b) => a.preference - b.preference || (a.host < b.host ? -1 : 1));
   const names = named.map(({ host }) =>
     mxPort === SMTP_PORT ? short(host) : formatHostPort({ host: short(host), port: mxPort }),
   );

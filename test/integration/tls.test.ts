@@ -1,27 +1,31 @@
 // TLS on both sides: STARTTLS and implicit TLS from the upstream, every policy towards next hops, credentials, and
 // certificates that are replaced while sessions run.
 import { once } from 'node:events';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import net, { type AddressInfo, type Socket } from 'node:net';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import net from 'node:net';
 import { networkInterfaces, tmpdir } from 'node:os';
 import { join } from 'node:path';
-import tls, { TLSSocket } from 'node:tls';
-import { afterAll, afterEach, beforeAll, describe, expect, it, onTestFinished } from 'vitest';
+import tls from 'node:tls';
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import type { Options } from '../../src/app.ts';
 import { parseConfig } from '../../src/config.ts';
 import { type Issued, issue, issueAuthority } from '../support/certificates.ts';
 import { Client } from '../support/client.ts';
 import { portOf, QUICK, startProxy, startProxyOnly, type TestProxy, until } from '../support/proxy.ts';
+import { type PeerOptions, TlsPeer } from '../support/tls-peer.ts';
 
+/** Names of PEM files. */
 type Files = Readonly<{ cert: string; key: string }>;
 
 let directory: string;
+/** The next hops'; nobody vouches for it. */
+const own = issue({ name: 'own.example', for: ['localhost', '127.0.0.1'] });
 let first: Files;
 let second: Files;
 
-async function write({ name, cert, key }: Issued, chain = ''): Promise<Files> {
+async function write({ name, cert, key }: Issued): Promise<Files> {
   const files = { cert: join(directory, `${name}.crt`), key: join(directory, `${name}.key`) };
-  await Promise.all([writeFile(files.cert, cert + chain), writeFile(files.key, key)]);
+  await Promise.all([writeFile(files.cert, cert), writeFile(files.key, key)]);
   return files;
 }
 
@@ -41,145 +45,6 @@ afterEach(async () => {
 });
 
 const gauge = async (name: string) => await proxy!.metric(`cutthrough_${name}`);
-
-/** A next hop that knows TLS, and how to do it wrong. */
-type PeerOptions = {
-  implicit?: boolean;
-  /** The reply to STARTTLS; what it has behind its first line is plaintext that does not belong there. */
-  startTls?: string | null;
-  /** Instead of a handshake: close, or write what is no TLS record. */
-  handshake?: 'close' | 'garbage' | 'stall';
-  auth?: string;
-  refuseAuth?: boolean;
-  host?: string;
-};
-
-type Heard = { line: string; secure: boolean };
-
-class TlsPeer {
-  readonly heard: Heard[] = [];
-  readonly messages: string[] = [];
-  readonly sockets: Socket[] = [];
-  /** The names that were asked for (SNI), false where there was none. */
-  readonly names: (string | false)[] = [];
-  readonly #options: PeerOptions;
-  readonly #credentials: tls.SecureContextOptions;
-  readonly #server: net.Server;
-
-  constructor(options: PeerOptions, credentials: tls.SecureContextOptions) {
-    this.#options = options;
-    this.#credentials = credentials;
-    this.#server = net.createServer({ noDelay: true }, (socket) => {
-      this.sockets.push(socket);
-      socket.on('error', () => {});
-      if (options.implicit) this.#secure(socket, true);
-      else this.#serve(socket, true);
-    });
-  }
-
-  static async start(options: PeerOptions = {}, files = first): Promise<TlsPeer> {
-    const [cert, key] = await Promise.all([readFile(files.cert), readFile(files.key)]);
-    const peer = new TlsPeer(options, { cert, key });
-    peer.#server.listen(0, options.host ?? '127.0.0.1');
-    await once(peer.#server, 'listening');
-    onTestFinished(async () => {
-      for (const socket of peer.sockets) socket.destroy();
-      await new Promise((resolve) => peer.#server.close(resolve));
-    });
-    return peer;
-  }
-
-  get port(): number {
-    return (this.#server.address() as AddressInfo).port;
-  }
-
-  lines(verb: string): Heard[] {
-    return this.heard.filter(({ line }) => line.startsWith(verb));
-  }
-
-  #secure(socket: Socket, greet: boolean): void {
-    switch (this.#options.handshake) {
-      case 'close':
-        return void socket.destroy();
-      case 'garbage':
-        return void socket.write('500 what is this\r\n');
-      case 'stall':
-        return void socket.resume();
-      default: {
-        const secured = new TLSSocket(socket, {
-          isServer: true,
-          secureContext: tls.createSecureContext(this.#credentials),
-        });
-        secured.on('error', () => {});
-        secured.on('secure', () => this.names.push((secured as { servername?: string }).servername ?? false));
-        secured.on('end', () => void secured.destroy());
-        // It has taken over the handle; the one below is not told of its end in every case.
-        this.sockets.splice(this.sockets.indexOf(socket), 1, secured);
-        this.#serve(secured, greet);
-      }
-    }
-  }
-
-  #serve(socket: Socket, greet: boolean): void {
-    const secure = socket instanceof TLSSocket;
-    let buffer = '';
-    let body = false;
-    const say = (text: string) => socket.write(`${text}\r\n`);
-    const onLine = (line: string): void => {
-      this.heard.push({ line, secure });
-      const verb = line.slice(0, 4).toUpperCase();
-      switch (verb) {
-        case 'EHLO': {
-          const offers = ['PIPELINING', ...(this.#options.auth ? [`AUTH ${this.#options.auth}`] : [])];
-          if (!secure && this.#options.startTls !== null) offers.push('STARTTLS');
-          return void say(
-            ['250-peer.example', ...offers.map((offer) => `250-${offer}`), '250 OK'].join('\r\n'),
-          );
-        }
-        case 'STAR': {
-          const reply = this.#options.startTls ?? '220 go ahead';
-          socket.write(`${reply}\r\n`);
-          if (!reply.startsWith('220')) return;
-          socket.removeAllListeners('data');
-          return this.#secure(socket, false);
-        }
-        case 'AUTH':
-          if (this.#options.refuseAuth) return void say('535 5.7.8 no');
-          if (line === 'AUTH LOGIN') return void say('334 VXNlcm5hbWU6');
-          return void say('235 2.7.0 ok');
-        case 'DATA':
-          body = true;
-          return void say('354 go');
-        case 'QUIT':
-          return void socket.end('221 bye\r\n');
-        case 'MAIL':
-        case 'RCPT':
-        case 'RSET':
-          return void say('250 2.0.0 ok');
-        default:
-          // The two steps of AUTH LOGIN.
-          return void say(line === btoa('user') ? '334 UGFzc3dvcmQ6' : '235 2.7.0 ok');
-      }
-    };
-    socket.on('data', (chunk: Buffer) => {
-      buffer += chunk.toString('latin1');
-      for (;;) {
-        const end = body ? `\r\n.\r\n` : '\r\n';
-        const at = buffer.indexOf(end);
-        if (at === -1) return;
-        const text = buffer.slice(0, at);
-        buffer = buffer.slice(at + end.length);
-        if (!body) onLine(text);
-        else {
-          this.messages.push(text);
-          body = false;
-          say('250 2.0.0 queued');
-        }
-      }
-    });
-    if (greet) say('220 peer.example ESMTP');
-  }
-}
 
 const withCertificate = (files: Files): Options => ({ tlsCert: files.cert, tlsKey: files.key });
 
@@ -339,7 +204,7 @@ describe('towards a next hop', () => {
   it.each(['', '?tls=opportunistic', '?tls=require'])(
     'uses STARTTLS with a self-signed certificate ("%s")',
     async (query) => {
-      const peer = await TlsPeer.start();
+      const peer = await TlsPeer.start({}, own);
       expect(await send(await startTo(peer, query))).toMatch(/^250 2\.0\.0 queued/);
       expect(peer.lines('MAIL')).toMatchObject([{ secure: true }]);
       expect(peer.lines('EHLO').map(({ secure }) => secure)).toEqual([false, true]);
@@ -351,7 +216,7 @@ describe('towards a next hop', () => {
   it.each(['close', 'garbage', 'stall'] as const)(
     'falls back to clear when the handshake ends in %s (opportunistic)',
     async (handshake) => {
-      const peer = await TlsPeer.start({ handshake });
+      const peer = await TlsPeer.start({ handshake }, own);
       expect(await send(await startTo(peer, '', { connectRetries: 0 }))).toMatch(/^250 /);
       expect(peer.lines('MAIL')).toMatchObject([{ secure: false }]);
       expect(peer.messages).toHaveLength(1);
@@ -361,7 +226,7 @@ describe('towards a next hop', () => {
   );
 
   it('goes on in clear when STARTTLS is refused (opportunistic)', async () => {
-    const peer = await TlsPeer.start({ startTls: '454 4.7.0 not now' });
+    const peer = await TlsPeer.start({ startTls: '454 4.7.0 not now' }, own);
     expect(await send(await startTo(peer))).toMatch(/^250 /);
     expect(peer.lines('MAIL')).toMatchObject([{ secure: false }]);
   });
@@ -377,7 +242,7 @@ describe('towards a next hop', () => {
   ] satisfies [string, string, PeerOptions][])(
     'is not used without what is demanded: %s',
     async (_, query, how) => {
-      const peer = await TlsPeer.start(how);
+      const peer = await TlsPeer.start(how, own);
       const client = await startTo(peer, query, query === '' ? { downstreamTls: 'verify' } : {});
       await client.command('MAIL FROM:<s@src.example>');
       expect(await client.command('RCPT TO:<u@a.example>')).toMatch(
@@ -406,7 +271,7 @@ describe('towards a next hop', () => {
     });
 
     const peerWith = async (leaf: Issued, chain = '', options: PeerOptions = {}) =>
-      await TlsPeer.start(options, await write(leaf, chain));
+      await TlsPeer.start(options, { cert: leaf.cert + chain, key: leaf.key });
 
     it.each(['smtp', 'smtps'])('is trusted over %s://, and hears the name of sni=', async (scheme) => {
       const leaf = issue({ name: 'leaf', for: ['mx.example'], issuer: between });
@@ -499,14 +364,14 @@ describe('towards a next hop', () => {
   });
 
   it('does not use TLS with off', async () => {
-    const peer = await TlsPeer.start();
+    const peer = await TlsPeer.start({}, own);
     expect(await send(await startTo(peer, '?tls=off'))).toMatch(/^250 /);
     expect(peer.lines('STARTTLS')).toHaveLength(0);
     expect(peer.lines('MAIL')).toMatchObject([{ secure: false }]);
   });
 
   it('smtps:// is TLS from the first byte', async () => {
-    const peer = await TlsPeer.start({ implicit: true });
+    const peer = await TlsPeer.start({ implicit: true }, own);
     expect(await send(await startTo(peer, '', {}, 'smtps'))).toMatch(/^250 /);
     expect(peer.lines('MAIL')).toMatchObject([{ secure: true }]);
     expect(peer.lines('EHLO')).toHaveLength(1);
@@ -517,7 +382,7 @@ describe('towards a next hop', () => {
     ['smtps:// with a broken handshake', '', { implicit: true, handshake: 'close' }],
     ['smtps:// with a stalled handshake', '', { implicit: true, handshake: 'stall' }],
   ] satisfies [string, string, PeerOptions][])('never falls back from %s', async (_, query, how) => {
-    const peer = await TlsPeer.start(how);
+    const peer = await TlsPeer.start(how, own);
     const client = await startTo(peer, query, { connectRetries: 0 }, 'smtps');
     await client.command('MAIL FROM:<s@src.example>');
     expect(await client.command('RCPT TO:<u@a.example>')).toMatch(/^451 4\.4\.1 /);
@@ -528,7 +393,7 @@ describe('towards a next hop', () => {
   it('discards plaintext that a next hop (or who is in between) sends behind its 220', async () => {
     const injected =
       '220 go ahead\r\n250-peer.example\r\n250-XINJECTED\r\n250 SIZE 1\r\n250 2.0.0 ok\r\n250 ok';
-    const peer = await TlsPeer.start({ startTls: injected });
+    const peer = await TlsPeer.start({ startTls: injected }, own);
     const client = await startTo(peer, '?tls=require');
     // With the injected SIZE this would be 552.
     expect(await client.command('MAIL FROM:<s@src.example> SIZE=5000')).toMatch(/^250/);
@@ -544,7 +409,7 @@ describe('towards a next hop', () => {
   });
 
   it('drops a leg over TLS in mid-body without a dot, and without a tail', async () => {
-    const peer = await TlsPeer.start();
+    const peer = await TlsPeer.start({}, own);
     const client = await startTo(peer);
     expect(await client.envelope('s@src.example', ['u@a.example'])).toMatch(/^354/);
     client.write('Subject: x\r\n\r\ntext\r\n.');
@@ -562,13 +427,13 @@ describe('towards a next hop', () => {
     const PLAIN = `AUTH PLAIN ${btoa('\0user\0pa%ss')}`;
 
     it('go by AUTH PLAIN over TLS', async () => {
-      const peer = await TlsPeer.start({ auth: 'LOGIN PLAIN' });
+      const peer = await TlsPeer.start({ auth: 'LOGIN PLAIN' }, own);
       expect(await send(await startTo(peer, '', authRoute(peer)))).toMatch(/^250/);
       expect(peer.lines('AUTH')).toEqual([{ line: PLAIN, secure: true }]);
     });
 
     it('go by AUTH LOGIN where nothing else is offered', async () => {
-      const peer = await TlsPeer.start({ auth: 'LOGIN' });
+      const peer = await TlsPeer.start({ auth: 'LOGIN' }, own);
       expect(await send(await startTo(peer, '', authRoute(peer)))).toMatch(/^250/);
       const at = peer.heard.findIndex(({ line }) => line === 'AUTH LOGIN');
       expect(peer.heard.slice(at, at + 3)).toEqual([
@@ -579,19 +444,19 @@ describe('towards a next hop', () => {
     });
 
     it('go over smtps://', async () => {
-      const peer = await TlsPeer.start({ auth: 'PLAIN', implicit: true });
+      const peer = await TlsPeer.start({ auth: 'PLAIN', implicit: true }, own);
       expect(await send(await startTo(peer, '', authRoute(peer, '', '127.0.0.1', 'smtps')))).toMatch(/^250/);
       expect(peer.lines('AUTH')).toEqual([{ line: PLAIN, secure: true }]);
     });
 
     it('go in clear over loopback', async () => {
-      const peer = await TlsPeer.start({ auth: 'PLAIN', startTls: null });
+      const peer = await TlsPeer.start({ auth: 'PLAIN', startTls: null }, own);
       expect(await send(await startTo(peer, '', authRoute(peer)))).toMatch(/^250/);
       expect(peer.lines('AUTH')).toEqual([{ line: PLAIN, secure: false }]);
     });
 
     it('that are refused make the next hop unreachable, and the reply does not tell them', async () => {
-      const peer = await TlsPeer.start({ auth: 'PLAIN', refuseAuth: true });
+      const peer = await TlsPeer.start({ auth: 'PLAIN', refuseAuth: true }, own);
       const client = await startTo(peer, '', authRoute(peer));
       await client.command('MAIL FROM:<s@src.example>');
       const reply = await client.command('RCPT TO:<u@a.example>');
@@ -605,7 +470,7 @@ describe('towards a next hop', () => {
       .find((each) => each?.family === 'IPv4' && !each.internal)?.address;
 
     describe.skipIf(outside === undefined)('beyond loopback', () => {
-      const atOutside = async (how: PeerOptions) => await TlsPeer.start({ ...how, host: outside! });
+      const atOutside = async (how: PeerOptions) => await TlsPeer.start({ ...how, host: outside! }, own);
 
       it.each([
         ['without STARTTLS', { startTls: null }],

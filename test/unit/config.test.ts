@@ -82,6 +82,7 @@ test('has the defaults of the contract when nothing is given', () => {
     tlsKey: null,
     requireTls: false,
     downstreamTls: 'opportunistic',
+    mtaSts: 'off',
     logLevel: 'info',
     logFormat: 'json',
   });
@@ -631,6 +632,7 @@ describe('describeConfig', () => {
     tlsKey: 'k.pem',
     requireTls: true,
     downstreamTls: 'require',
+    mtaSts: 'on',
     fallback: 'spool',
     mixed: 'spool',
     memoryThreshold: '1KiB',
