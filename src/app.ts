@@ -19,11 +19,13 @@ import { SessionPool } from './downstream/pool.ts';
 import { type HttpServer, startHttp } from './http/server.ts';
 import { createLogger } from './log.ts';
 import { classLabel, createMetrics, type Metrics } from './metrics.ts';
+import { createDane } from './routing/dane.ts';
 import { createMtaSts, type MtaSts, PolicyCache } from './routing/mta-sts.ts';
 import { createMxResolver, type DnsClient, systemDns } from './routing/mx.ts';
 import { forbiddenUnless } from './routing/networks.ts';
 import { httpsPolicyFetch, type PolicyFetch } from './routing/policy-fetch.ts';
 import { createRouter, type Router } from './routing/routes.ts';
+import { validatingDns } from './routing/validating-dns.ts';
 import type { Client, Recipient, Sender } from './smtp/envelope.ts';
 import { protocolKeyword, receivedLine } from './smtp/received.ts';
 import { fastPathDisabled, type Reply } from './smtp/reply.ts';
@@ -512,7 +514,8 @@ const POLICY_TIMEOUT_MS = 60_000;
 
 /** Routing with the real clock, dice and resolvers. */
 export function createRouting({ config, isOwn, log, policies, signal, outside }: RoutingDeps) {
-  const dns = systemDns(config.dns);
+  const proving = config.dane === 'on' ? validatingDns(config.dns) : null;
+  const dns = proving ?? systemDns(config.dns);
   const now = () => performance.now();
   const mx = createMxResolver({ dns, allow: config.mxAllow, isOwn, now, random: Math.random });
   const timeoutMs = Math.min(POLICY_TIMEOUT_MS, config.rcptDeadlineMs / 2);
@@ -527,6 +530,7 @@ export function createRouting({ config, isOwn, log, policies, signal, outside }:
     mxTls: config.downstreamTls,
     mxAuthorities: outside.mxAuthorities ?? null,
     mtaSts,
+    dane: proving && createDane({ dns: proving, port: config.mxPort, now }),
   });
   return { mx, mtaSts, router };
 }

@@ -93,6 +93,8 @@ export type Config = Readonly<{
   downstreamTls: TlsPolicy;
   /** RFC 8461. */
   mtaSts: 'off' | 'on';
+  /** RFC 7672. With "on", `dns` isn't empty. */
+  dane: 'off' | 'on';
   logLevel: 'fatal' | 'error' | 'warn' | 'info' | 'debug' | 'trace' | 'silent';
   logFormat: 'json' | 'pretty';
 }>;
@@ -363,7 +365,7 @@ function aboutModes(values: Partial<OptionValues>, label: (name: OptionName) => 
 }
 
 function aboutTlsAndAddresses(values: Partial<OptionValues>, label: (name: OptionName) => string): string[] {
-  const { tlsCert, tlsKey, requireTls, downstreamTls, listen = [], routes = [] } = values;
+  const { tlsCert, tlsKey, requireTls, downstreamTls, dane, dns, listen = [], routes = [] } = values;
   const noTls = tlsCert === null && tlsKey === null;
   const both = `${label('tls-cert')} and ${label('tls-key')}`;
   const found: string[] = [];
@@ -371,6 +373,10 @@ function aboutTlsAndAddresses(values: Partial<OptionValues>, label: (name: Optio
     found.push(`${label('tls-cert')} ${tlsCert}: needs ${label('tls-key')} as well`);
   if (tlsKey && tlsCert === null)
     found.push(`${label('tls-key')} ${tlsKey}: needs ${label('tls-cert')} as well`);
+  if (dane === 'on' && dns?.length === 0)
+    found.push(
+      `${label('dane')} on: needs ${label('dns')} with resolvers that check DNSSEC, on this machine or a safe network`,
+    );
   if (requireTls && noTls) found.push(`${label('require-tls')}: needs ${both}`);
   for (const [index, address] of listen.entries()) {
     const url = `${address.protocol}://${formatHostPort(address)}`;

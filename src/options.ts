@@ -230,6 +230,12 @@ export const OPTIONS = {
     'off',
     'honour the MTA-STS policies of domains sent to by MX, fetched over HTTPS',
   ),
+  dane: one(
+    'dane',
+    choice(['off', 'on']),
+    'off',
+    'honour the TLSA records of MX hosts; needs --dns with validating resolvers',
+  ),
 
   'log-level': one(
     'logLevel',

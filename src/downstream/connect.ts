@@ -10,7 +10,7 @@ import type { Config } from '../config.ts';
 import type { HopHost, NextHop } from '../routing/routes.ts';
 import { replyClass } from '../smtp/reply.ts';
 import { DownstreamSession, OpenError, type ReplyPhase, type SessionOptions } from './session.ts';
-import { certificateProblem, startTlsOf, tlsOptionsOf } from './tls.ts';
+import { certificateProblem, peerProblemOf, startTlsOf, tlsOptionsOf } from './tls.ts';
 
 /** The `result` label of cutthrough_downstream_connect_attempts_total. */
 type ConnectResult = 'ok' | 'refused' | 'timeout' | 'dns' | 'tls' | 'greeting';
@@ -104,7 +104,7 @@ async function tryHost(host: HopHost, deps: ConnectDeps, signal: AbortSignal): P
       const session = await tryAddress(host, address, deps, signal);
       deps.onResult('ok');
       const { demand } = host;
-      if (demand?.mode === 'testing' && session.unverified !== null)
+      if (demand?.by === 'mta-sts' && demand.mode === 'testing' && session.unverified !== null)
         deps.onPolicyFailure?.(demand.domain, host.host, session.unverified);
       return { session, host };
     } catch (error) {
@@ -160,6 +160,7 @@ async function openAt(
         name: config.hostname,
         startTls,
         tls: tlsOptions,
+        peerProblem: peerProblemOf(host),
         auth: host.auth,
         // `tls=off` is the operator's word that this path is safe; a loopback address is.
         authInClear: host.tls === 'off' || isLoopback(address),

@@ -56,6 +56,8 @@ export type SessionOptions = Readonly<{
   name: string;
   startTls: 'ignore' | 'if-offered' | 'required';
   tls: ConnectionOptions;
+  /** What is wrong with the peer beyond what the TLS library checks; null where nothing is asked for. */
+  peerProblem: ((socket: TLSSocket) => string | null) | null;
   auth: Readonly<{ user: string; pass: string }> | null;
   /** Credentials may go over a connection without TLS. */
   authInClear: boolean;
@@ -151,6 +153,7 @@ export class DownstreamSession extends Base {
     signal.addEventListener('abort', onAbort, { once: true });
     try {
       await session.#connect();
+      session.#judgePeer();
       if (options.auth !== null) await session.#authenticate(options.auth);
       session.#deadline.lift();
       session.#open = true;
@@ -326,6 +329,14 @@ export class DownstreamSession extends Base {
   override _actionSTARTTLS(text: string): void {
     this.#observe('starttls', text);
     super._actionSTARTTLS(text);
+  }
+
+  /** Nothing but EHLO has been said by now. */
+  #judgePeer(): void {
+    const { peerProblem, host } = this.#options;
+    if (peerProblem === null) return;
+    const problem = this._socket instanceof TLSSocket ? peerProblem(this._socket) : 'there is no TLS';
+    if (problem !== null) throw new OpenError('starttls', `${host}: ${problem}`, null, false);
   }
 
   #connect(): Promise<void> {

@@ -1,8 +1,11 @@
 // What TLS towards a host must be: the options of its handshake, and why one failed in words of our own.
 // A certificate is a peer's text: nothing of it is ever repeated, only the code by which Node calls what is wrong.
+
+import type { X509Certificate } from 'node:crypto';
 import net from 'node:net';
-import type { ConnectionOptions } from 'node:tls';
+import type { ConnectionOptions, TLSSocket } from 'node:tls';
 import type { HopHost } from '../routing/routes.ts';
+import { daneProblem } from './dane.ts';
 import type { SessionOptions } from './session.ts';
 
 export function startTlsOf(host: HopHost): SessionOptions['startTls'] {
@@ -19,6 +22,20 @@ export function tlsOptionsOf(host: HopHost): ConnectionOptions {
     ...(host.ca === null ? {} : { ca: host.ca }),
     rejectUnauthorized: host.tls === 'verify',
   };
+}
+
+/** DANE's judgement of the peer's chain (RFC 7672); null where there is none to be made. */
+export function peerProblemOf({ demand }: HopHost): SessionOptions['peerProblem'] {
+  if (demand?.by !== 'dane' || demand.records.length === 0) return null;
+  return (socket) => daneProblem(chainOf(socket), demand.records, demand.names, Date.now());
+}
+
+function chainOf(socket: TLSSocket): X509Certificate[] {
+  const chain: X509Certificate[] = [];
+  let next = socket.getPeerX509Certificate();
+  for (; next !== undefined && !chain.some(({ raw }) => next?.raw.equals(raw)); next = next.issuerCertificate)
+    chain.push(next);
+  return chain;
 }
 
 const CERTIFICATE_PROBLEMS: Readonly<Record<string, string>> = {

@@ -17,9 +17,10 @@ import {
   routingLoop,
   unroutable,
 } from '../smtp/reply.ts';
+import { DANE_TA, type Dane, type DaneResult } from './dane.ts';
 import type { MtaSts } from './mta-sts.ts';
-import type { MxResolver, MxResult } from './mx.ts';
-import { applyPolicy, type Exchanger, type TlsDemand } from './tls-demand.ts';
+import type { Candidate, MxResolver, MxResult } from './mx.ts';
+import { applyPolicies, type Exchanger, type TlsDemand } from './tls-demand.ts';
 
 /** One server to try. */
 export type HopHost = Readonly<{
@@ -74,8 +75,9 @@ export type RouterDeps = Readonly<{
   mxTls: TlsPolicy;
   /** PEM of the authorities that mail exchangers are verified by; null: Node's. */
   mxAuthorities: string | null;
-  /** Null: policies of domains are not looked for. */
+  /** Null: not looked for. */
   mtaSts: MtaSts | null;
+  dane: Dane | null;
 }>;
 
 const MAX_NAME = 100;
@@ -103,11 +105,25 @@ export function createRouter(deps: RouterDeps): Router {
 async function routeByMx(domain: string, deps: RouterDeps): Promise<RouteResult> {
   const [found, policy] = await Promise.all([deps.mx.resolve(domain), deps.mtaSts?.policyFor(domain)]);
   if (found.kind !== 'hosts') return found;
-  const applied = applyPolicy(found.candidates, deps.mxTls, policy ? { domain, policy } : null);
+  const dane = await daneOf(found.candidates, deps.dane);
+  const policies = { domain, tls: deps.mxTls, sts: policy ?? null, dane };
+  const applied = applyPolicies(found.candidates, policies);
   if (applied.kind !== 'exchangers') return applied;
   for (const host of applied.mismatches)
     deps.mtaSts?.reportFailure(domain, host, 'not named by the MTA-STS policy');
   return { kind: 'next-hop', nextHop: mxNextHop(applied.exchangers, deps) };
+}
+
+/** RFC 7672 §2.2: only of hosts that DNSSEC has led to; for the others the answer couldn't be believed. */
+async function daneOf(
+  candidates: readonly Candidate[],
+  dane: Dane | null,
+): Promise<ReadonlyMap<string, DaneResult>> {
+  if (dane === null) return new Map();
+  const secure = new Map(candidates.filter(({ secure }) => secure).map(({ host, alias }) => [host, alias]));
+  const lookUp = async (host: string, alias: string | null) =>
+    [host, await dane.lookUp(host, alias)] as const;
+  return new Map(await Promise.all([...secure].map(([host, alias]) => lookUp(host, alias))));
 }
 
 /**
@@ -160,14 +176,15 @@ function staticNextHop(written: readonly StaticHost[], authorities: RouterDeps['
 }
 
 function mxNextHop(exchangers: readonly Exchanger[], { mxPort, mxTls, mxAuthorities }: RouterDeps): NextHop {
-  const hosts = exchangers.map(({ host, address, tls, demand }) => {
+  const hosts = exchangers.map(({ host, address, tls, sni, demand }) => {
     const at = { protocol: 'smtp' as const, host, address, port: mxPort };
-    return { ...at, auth: null, tls, sni: null, ca: mxAuthorities, demand };
+    return { ...at, auth: null, tls, sni, ca: mxAuthorities, demand };
   });
   // A session that was opened under weaker demands, or verified for one name, must not carry another's mail.
-  const member = ({ host, address, port, tls }: HopHost) =>
+  const member = ({ host, address, port, tls, demand }: HopHost) =>
     formatHostPort({ host: address ?? host, port }) +
-    (tls === 'verify' ? `=${host}` : tls === mxTls ? '' : `=${tls}`);
+    (tls === 'verify' ? `=${host}` : tls === mxTls ? '' : `=${tls}`) +
+    keyOf(demand);
   const members = [...new Set(hosts.map((host) => member(host)))].sort();
   // By preference and name, not as shuffled, so that one next hop has one label.
   const named = exchangers.toSorted((a, b) => a.preference - b.preference || (a.host < b.host ? -1 : 1));
@@ -175,6 +192,15 @@ function mxNextHop(exchangers: readonly Exchanger[], { mxPort, mxTls, mxAuthorit
     mxPort === SMTP_PORT ? short(host) : formatHostPort({ host: short(host), port: mxPort }),
   );
   return { key: `mx:${members.join(',')}`, label: label([...new Set(names)]), hosts };
+}
+
+/** What a session of the next hop has to have been verified by. */
+function keyOf(demand: TlsDemand | null): string {
+  if (demand?.by !== 'dane' || demand.records.length === 0) return '';
+  const records = demand.records.map(({ data, ...rest }) => JSON.stringify([rest, data.toString('base64')]));
+  // Names are looked at for DANE-TA alone; without it, domains that share the host share its sessions.
+  const names = demand.records.some(({ usage }) => usage === DANE_TA) ? demand.names : [];
+  return `=dane:${createHash('sha256').update(records.sort().concat(names).join()).digest('base64url')}`;
 }
 
 function label(names: readonly string[]): string {

@@ -83,6 +83,7 @@ test('has the defaults of the contract when nothing is given', () => {
     requireTls: false,
     downstreamTls: 'opportunistic',
     mtaSts: 'off',
+    dane: 'off',
     logLevel: 'info',
     logFormat: 'json',
   });
@@ -527,6 +528,7 @@ describe('options that contradict each other', () => {
   test.each<[flags: Record<string, unknown>, errors: readonly string[]]>([
     [{ tlsKey: 'k.pem' }, ['--tls-key k.pem: needs --tls-cert as well']],
     [{ requireTls: true }, ['--require-tls: needs --tls-cert and --tls-key']],
+    [{ dane: 'on' }, [expect.stringMatching(/^--dane on: needs --dns with resolvers that check DNSSEC/)]],
     [{ listen: ['smtps://[::1]:465'] }, ['--listen smtps://[::1]:465: needs --tls-cert and --tls-key']],
     [
       { listen: ['smtp://[::1]:25', 'smtp://[::1]:25'] },
@@ -633,6 +635,7 @@ describe('describeConfig', () => {
     requireTls: true,
     downstreamTls: 'require',
     mtaSts: 'on',
+    dane: 'on',
     fallback: 'spool',
     mixed: 'spool',
     memoryThreshold: '1KiB',

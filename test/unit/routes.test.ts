@@ -28,7 +28,7 @@ const AUTHORITIES = new Map([
 const mxRoute = (pattern: string): Route => ({ pattern, nextHop: { kind: 'mx' } });
 
 function candidate(host: string, address: string, preference = 10): Candidate {
-  return { host, address, preference };
+  return { host, address, preference, secure: false, alias: null };
 }
 
 type Options = { mxPort?: number; mxTls?: TlsPolicy; policies?: Record<string, StsPolicy> };
@@ -53,7 +53,14 @@ function router(routes: readonly Route[], answers: Record<string, MxResult> = {}
     mxPort: 25,
     mxTls: 'opportunistic',
   } as const;
-  const { route } = createRouter({ routes, mx, ...defaults, mtaSts: policies ? mtaSts : null, ...given });
+  const { route } = createRouter({
+    routes,
+    mx,
+    ...defaults,
+    mtaSts: policies ? mtaSts : null,
+    dane: null,
+    ...given,
+  });
   async function nextHop(domain: string): Promise<NextHop> {
     const found = await route(domain);
     if (found.kind !== 'next-hop') throw new Error(`${domain}: ${found.kind}`);
