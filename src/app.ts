@@ -10,6 +10,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { createSecureContext } from 'node:tls';
 import type { Logger } from 'pino';
 import type { Gauge } from 'prom-client';
+import { readAuthorities } from './certificate.ts';
 import { type Config, type Options, parseConfig } from './config.ts';
 import { Transaction } from './cut-through/transaction.ts';
 import { SOCKET_HIGH_WATER_OCTETS } from './downstream/connect.ts';
@@ -18,8 +19,13 @@ import { SessionPool } from './downstream/pool.ts';
 import { type HttpServer, startHttp } from './http/server.ts';
 import { createLogger } from './log.ts';
 import { classLabel, createMetrics, type Metrics } from './metrics.ts';
+import { createDane } from './routing/dane.ts';
+import { createMtaSts, type MtaSts, PolicyCache } from './routing/mta-sts.ts';
 import { createMxResolver, type DnsClient, systemDns } from './routing/mx.ts';
+import { forbiddenUnless } from './routing/networks.ts';
+import { httpsPolicyFetch, type PolicyFetch } from './routing/policy-fetch.ts';
 import { createRouter, type Router } from './routing/routes.ts';
+import { validatingDns } from './routing/validating-dns.ts';
 import type { Client, Recipient, Sender } from './smtp/envelope.ts';
 import { protocolKeyword, receivedLine } from './smtp/received.ts';
 import { fastPathDisabled, type Reply } from './smtp/reply.ts';
@@ -62,8 +68,12 @@ export async function createProxy(options: Options = {}, logger?: Logger): Promi
 }
 
 /** As createProxy(), with options that are parsed already. */
-export async function createProxyFromConfig(config: Config, logger: Logger): Promise<Proxy> {
-  const proxy = new RunningProxy(config, logger);
+export async function createProxyFromConfig(
+  config: Config,
+  logger: Logger,
+  outside: Outside = {},
+): Promise<Proxy> {
+  const proxy = new RunningProxy(config, logger, outside);
   await proxy.start();
   return proxy;
 }
@@ -73,6 +83,7 @@ type Generation = Readonly<{
   config: Config;
   admission: Admission;
   router: Router;
+  mtaSts: MtaSts | null;
   certificate: Certificate | null;
   rcptDeadline: WaitLimit;
 }>;
@@ -92,6 +103,10 @@ class RunningProxy implements Proxy {
   #changes: Promise<void> = Promise.resolve();
   /** Next hops (by key) whose last session offered DSN. */
   readonly #dsn = new Map<string, boolean>();
+  readonly #outside: Outside;
+  readonly #policies = new PolicyCache();
+  /** Aborted when nothing is to be fetched any more. */
+  readonly #ended = new AbortController();
   #first: Config;
   #generation: Generation | null = null;
   #listeners: readonly Listener[] = [];
@@ -106,7 +121,8 @@ class RunningProxy implements Proxy {
   #closed: Promise<void> | null = null;
   #onIdle: (() => void) | null = null;
 
-  constructor(config: Config, log: Logger) {
+  constructor(config: Config, log: Logger, outside: Outside) {
+    this.#outside = outside;
     this.#first = config;
     this.#log = log;
     this.#metrics = createMetrics({ version: VERSION, mode: config.mode, fallback: config.fallback });
@@ -242,6 +258,8 @@ class RunningProxy implements Proxy {
     this.#fastPath.stop();
     await this.#spool?.close(Math.min(timeoutMs, QUEUE_GRACE_MS));
     await Promise.all(this.#ending);
+    // Not before: a policy that can't be fetched is one that isn't obeyed.
+    this.#ended.abort();
     await this.#http?.close();
   }
 
@@ -272,7 +290,14 @@ class RunningProxy implements Proxy {
   }
 
   async #generationOf(config: Config): Promise<Generation> {
-    const { router } = createRouting(config, (host, address) => this.#isOwn(config, host, address));
+    const { router, mtaSts } = createRouting({
+      config,
+      isOwn: (host, address) => this.#isOwn(config, host, address),
+      log: this.#log,
+      policies: this.#policies,
+      signal: this.#ended.signal,
+      outside: this.#outside,
+    });
     const certificate =
       config.tlsCert === null || config.tlsKey === null
         ? null
@@ -280,7 +305,7 @@ class RunningProxy implements Proxy {
     // A pair that doesn't fit must be found out before any listener has taken it.
     if (certificate !== null) createSecureContext(certificate);
     const rcptDeadline = new WaitLimit(config.rcptDeadlineMs);
-    return { config, admission: createAdmission(config), router, certificate, rcptDeadline };
+    return { config, admission: createAdmission(config), router, mtaSts, certificate, rcptDeadline };
   }
 
   /** RFC 5321 §5.1: our own name, or an address at which connecting would reach ourselves. */
@@ -359,6 +384,8 @@ class RunningProxy implements Proxy {
         lookup: (host) => addressesOf(host, config.dns),
         onResult: (result) => metrics.connectAttempts.inc(result),
         onRetry: () => metrics.connectRetries.inc(),
+        onPolicyFailure: (domain, host, reason) =>
+          this.#generation?.mtaSts?.reportFailure(domain, host, reason),
         onReply: (phase, reply) =>
           metrics.downstreamReplies.inc(phase, classLabel(reply === null ? null : reply.code)),
         introduction: null,
@@ -479,22 +506,49 @@ class RunningProxy implements Proxy {
   }
 }
 
-/** Routing with the real clock, dice and resolvers. `isOwn`: whether an MX host (or address) is this proxy. */
-export function createRouting(config: Config, isOwn: (host: string, address: string | null) => boolean) {
-  const mx = createMxResolver({
-    dns: systemDns(config.dns),
-    allow: config.mxAllow,
-    isOwn,
-    now: () => performance.now(),
-    random: Math.random,
-  });
+/** What a program or a test may put in the place of the outside world. */
+export type Outside = Readonly<{
+  fetchPolicy?: PolicyFetch;
+  /** PEM of the authorities that mail exchangers are verified by, instead of Node's. */
+  mxAuthorities?: string;
+}>;
+
+type RoutingDeps = Readonly<{
+  config: Config;
+  /** Whether an MX host (or address) is this proxy. */
+  isOwn: (host: string, address: string | null) => boolean;
+  log: Pick<Logger, 'info' | 'warn'>;
+  /** Outlives a reload. */
+  policies: PolicyCache;
+  /** Ends what is under way. */
+  signal: AbortSignal;
+  outside: Outside;
+}>;
+
+/** RFC 8461 §3.3 suggests one minute; half of --rcpt-deadline leaves time to deliver without a policy. */
+const POLICY_TIMEOUT_MS = 60_000;
+
+/** Routing with the real clock, dice and resolvers. */
+export function createRouting({ config, isOwn, log, policies, signal, outside }: RoutingDeps) {
+  const proving = config.dane === 'on' ? validatingDns(config.dns) : null;
+  const dns = proving ?? systemDns(config.dns);
+  const now = () => performance.now();
+  const mx = createMxResolver({ dns, allow: config.mxAllow, isOwn, now, random: Math.random });
+  const timeoutMs = Math.min(POLICY_TIMEOUT_MS, config.rcptDeadlineMs / 2);
+  const isForbidden = forbiddenUnless(config.mxAllow);
+  const fetch = outside.fetchPolicy ?? httpsPolicyFetch({ dns, isForbidden, timeoutMs, signal });
+  const mtaSts = config.mtaSts === 'on' ? createMtaSts({ dns, fetch, cache: policies, log, now }) : null;
   const router = createRouter({
     routes: config.routes,
+    authorities: readAuthorities(config.routes),
     mx,
     mxPort: config.mxPort,
     mxTls: config.downstreamTls,
+    mxAuthorities: outside.mxAuthorities ?? null,
+    mtaSts,
+    dane: proving && createDane({ dns: proving, port: config.mxPort, now }),
   });
-  return { mx, router };
+  return { mx, mtaSts, router };
 }
 
 function received(

@@ -4,12 +4,15 @@
 import { createPrivateKey, X509Certificate } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { createSecureContext } from 'node:tls';
-import type { TlsFiles } from './config.ts';
+import type { Route, TlsFiles } from './config.ts';
 
 export type CertificateReport = Readonly<{ errors: readonly string[]; warnings: readonly string[] }>;
 
-/** Whether the files of `--tls-cert` and `--tls-key` can be read, parse and belong together. `now` is in ms. */
-export function checkCertificate({ tlsCert, tlsKey }: TlsFiles, now: number): CertificateReport {
+/**
+ * Whether the files of `--tls-cert` and `--tls-key` can be read, parse and belong together, and those of `?ca=` hold
+ * certificates. `now` is in ms.
+ */
+export function checkCertificate({ tlsCert, tlsKey, routes }: TlsFiles, now: number): CertificateReport {
   const errors: string[] = [];
   const attempt = <T>(what: string, read: () => T): T | null => {
     try {
@@ -36,7 +39,47 @@ export function checkCertificate({ tlsCert, tlsKey }: TlsFiles, now: number): Ce
         createSecureContext({ cert: certBytes, key: keyBytes }),
       );
   }
-  return { errors, warnings: cert ? validityWarnings(`--tls-cert ${tlsCert}`, cert, now) : [] };
+  const warnings = cert ? validityWarnings(`--tls-cert ${tlsCert}`, cert, now) : [];
+  for (const file of authorityFiles(routes)) {
+    const found = authoritiesIn(file);
+    if (typeof found === 'string') errors.push(found);
+    else warnings.push(...found.flatMap((each) => validityWarnings(`--route ?ca=${file}`, each, now)));
+  }
+  return { errors, warnings };
+}
+
+/**
+ * The PEM text of every `?ca=` file, by file name.
+ * @throws Error naming the first file that can't be read or holds no certificate
+ */
+export function readAuthorities(routes: readonly Route[]): ReadonlyMap<string, string> {
+  const texts = new Map<string, string>();
+  for (const file of authorityFiles(routes)) {
+    const found = authoritiesIn(file);
+    if (typeof found === 'string') throw new Error(found);
+    texts.set(file, found.map(String).join(''));
+  }
+  return texts;
+}
+
+function authorityFiles(routes: TlsFiles['routes']): ReadonlySet<string> {
+  const hosts = routes.flatMap(({ nextHop }) => (nextHop.kind === 'static' ? nextHop.hosts : []));
+  return new Set(hosts.map(({ ca }) => ca).filter((ca) => ca !== null));
+}
+
+const PEM_CERTIFICATE = /-----BEGIN CERTIFICATE-----[^-]*-----END CERTIFICATE-----/g;
+
+/** The certificates in a PEM file, or what is wrong with it. */
+function authoritiesIn(file: string): readonly X509Certificate[] | string {
+  try {
+    const blocks = readFileSync(file, 'latin1').match(PEM_CERTIFICATE) ?? [];
+    if (blocks.length === 0) return `--route ?ca=${file}: holds no PEM certificate`;
+    return blocks.map((block) => new X509Certificate(block));
+  } catch (error) {
+    const reason = error instanceof Error ? error.message : String(error);
+    const isMissing = error instanceof Error && 'syscall' in error;
+    return `--route ?ca=${file}: ${isMissing ? 'cannot be read' : 'holds a broken certificate'}: ${reason}`;
+  }
 }
 
 function validityWarnings(what: string, cert: X509Certificate, now: number): string[] {

@@ -25,7 +25,13 @@ import {
   type OptionName,
   type OptionValues,
 } from './options.ts';
-import { applyTlsPolicy, maskRouteText, type Route, withoutSecrets } from './route-option.ts';
+import {
+  applyTlsPolicy,
+  maskRouteText,
+  type Route,
+  type WrittenRoute,
+  withoutSecrets,
+} from './route-option.ts';
 
 export type { Condition, ListenAddress, TlsPolicy } from './option-kinds.ts';
 export type { Options } from './options.ts';
@@ -91,6 +97,10 @@ export type Config = Readonly<{
   requireTls: boolean;
   downstreamTls: TlsPolicy;
   forwardClient: ForwardClient;
+  /** RFC 8461. */
+  mtaSts: 'off' | 'on';
+  /** RFC 7672. With "on", `dns` isn't empty. */
+  dane: 'off' | 'on';
   logLevel: 'fatal' | 'error' | 'warn' | 'info' | 'debug' | 'trace' | 'silent';
   logFormat: 'json' | 'pretty';
 }>;
@@ -100,7 +110,8 @@ export type ParsedConfig =
   /** `tlsFiles` so that `check` can look at the files although something else is wrong. */
   | Readonly<{ ok: false; errors: readonly string[]; tlsFiles: TlsFiles }>;
 
-export type TlsFiles = Pick<Config, 'tlsCert' | 'tlsKey'>;
+export type TlsFiles = Pick<Config, 'tlsCert' | 'tlsKey'> &
+  Readonly<{ routes: readonly (Route | WrittenRoute)[] }>;
 
 export type ConfigSources = Readonly<{
   /** By name, camelCase or kebab-case, as commander or `createProxy` has them; undefined = not given. */
@@ -160,7 +171,11 @@ export function parseConfig(sources: ConfigSources): ParsedConfig {
     return {
       ok: false,
       errors,
-      tlsFiles: { tlsCert: values.tlsCert ?? null, tlsKey: values.tlsKey ?? null },
+      tlsFiles: {
+        tlsCert: values.tlsCert ?? null,
+        tlsKey: values.tlsKey ?? null,
+        routes: (values.routes ?? []).filter((route) => route !== undefined),
+      },
     };
   }
 
@@ -351,7 +366,7 @@ function aboutModes(values: Partial<OptionValues>, label: (name: OptionName) => 
 }
 
 function aboutTlsAndAddresses(values: Partial<OptionValues>, label: (name: OptionName) => string): string[] {
-  const { tlsCert, tlsKey, requireTls, listen = [], routes = [] } = values;
+  const { tlsCert, tlsKey, requireTls, downstreamTls, dane, dns, listen = [], routes = [] } = values;
   const noTls = tlsCert === null && tlsKey === null;
   const both = `${label('tls-cert')} and ${label('tls-key')}`;
   const found: string[] = [];
@@ -359,6 +374,10 @@ function aboutTlsAndAddresses(values: Partial<OptionValues>, label: (name: Optio
     found.push(`${label('tls-cert')} ${tlsCert}: needs ${label('tls-key')} as well`);
   if (tlsKey && tlsCert === null)
     found.push(`${label('tls-key')} ${tlsKey}: needs ${label('tls-cert')} as well`);
+  if (dane === 'on' && dns?.length === 0)
+    found.push(
+      `${label('dane')} on: needs ${label('dns')} with resolvers that check DNSSEC, on this machine or a safe network`,
+    );
   if (requireTls && noTls) found.push(`${label('require-tls')}: needs ${both}`);
   for (const [index, address] of listen.entries()) {
     const url = `${address.protocol}://${formatHostPort(address)}`;
@@ -368,7 +387,15 @@ function aboutTlsAndAddresses(values: Partial<OptionValues>, label: (name: Optio
       found.push(`${label('listen')} ${url}: this address is there twice; keep one`);
     }
   }
-  for (const [index, { pattern }] of routes.entries()) {
+  for (const [index, { pattern, nextHop }] of routes.entries()) {
+    const hosts = nextHop.kind === 'static' ? nextHop.hosts : [];
+    const without = ({ protocol, tls, sni, ca }: (typeof hosts)[number]) =>
+      sni !== null && ca === null && tls === null && protocol !== 'smtps';
+    if (downstreamTls === 'off' && hosts.some(without)) {
+      found.push(
+        `${label('route')} ${pattern}=: has sni=, but no TLS by ${label('downstream-tls')} off; add tls=`,
+      );
+    }
     if (routes.findIndex((other) => other.pattern === pattern) < index) {
       found.push(
         `${label('route')} ${pattern}=: this pattern is there twice; put all its hosts in one, comma-separated`,

@@ -123,7 +123,8 @@ export const OPTIONS = {
       route,
       ['*=mx'],
       'PATTERN: example.com, .example.com (subdomains) or *; NEXTHOP: mx, or comma-separated ' +
-        'smtp://[user:pass@]host:port, smtps://, lmtp://, tried in order, each with an optional ?tls=POLICY',
+        'smtp://[user:pass@]host:port, smtps://, lmtp://, tried in order, each with an optional ' +
+        '?tls=POLICY&sni=NAME&ca=FILE',
     ),
     atLeastOne: true,
   },
@@ -223,6 +224,18 @@ export const OPTIONS = {
     tlsPolicy,
     'opportunistic',
     'TLS towards next hops that have no ?tls=',
+  ),
+  'mta-sts': one(
+    'mtaSts',
+    choice(['off', 'on']),
+    'off',
+    'honour the MTA-STS policies of domains sent to by MX, fetched over HTTPS',
+  ),
+  dane: one(
+    'dane',
+    choice(['off', 'on']),
+    'off',
+    'honour the TLSA records of MX hosts; needs --dns with validating resolvers',
   ),
 
   'log-level': one(

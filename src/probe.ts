@@ -5,6 +5,7 @@ import type { Config } from './config.ts';
 import { openSession } from './downstream/connect.ts';
 import { introductionTo } from './downstream/forward-client.ts';
 import type { DownstreamSession, Exchange } from './downstream/session.ts';
+import { PolicyCache } from './routing/mta-sts.ts';
 import type { HopHost, NextHop, RouteResult } from './routing/routes.ts';
 import { type Mailbox, parseRcpt } from './smtp/address.ts';
 import { formatReply } from './smtp/reply.ts';
@@ -45,7 +46,14 @@ export async function probeAddress(config: Config, address: string) {
 
 async function probe(config: Config, mailbox: Mailbox): Promise<ProbeReport> {
   const domain = mailbox.domain ?? config.hostname;
-  const { mx, router } = createRouting(config, (host) => host === config.hostname.toLowerCase());
+  const { mx, router } = createRouting({
+    config,
+    isOwn: (host) => host === config.hostname.toLowerCase(),
+    log: { info() {}, warn() {} },
+    policies: new PolicyCache(),
+    signal: AbortSignal.timeout(config.rcptDeadlineMs),
+    outside: {},
+  });
   const found = await router.route(domain);
   const base = { address: mailbox.address, route: describeRoute(found) };
   if (found.kind !== 'next-hop') return { ...base, mx: [], hosts: [], ok: false };
@@ -73,6 +81,8 @@ function describeRoute(found: RouteResult): string {
       return `none: ${found.reason}`;
     case 'loop':
       return 'none: the best MX host is this one';
+    case 'policy':
+      return `none for now: ${found.reason}`;
     case 'no-route':
       return 'none: no --route matches';
     default:

@@ -17,6 +17,7 @@ import {
   type ReplyPhase,
   type SessionOptions,
 } from './session.ts';
+import { certificateProblem, peerProblemOf, startTlsOf, tlsOptionsOf } from './tls.ts';
 
 /** The `result` label of cutthrough_downstream_connect_attempts_total. */
 type ConnectResult = 'ok' | 'refused' | 'timeout' | 'dns' | 'tls' | 'greeting';
@@ -43,6 +44,8 @@ export type ConnectDeps = Readonly<{
   onReply: SessionOptions['onReply'];
   /** Whom the next hop is told that the session speaks for; null: nobody. */
   introduction: Introduction | null;
+  /** Under an MTA-STS policy of mode "testing": why the host would have been refused under "enforce". */
+  onPolicyFailure?: (domain: string, host: string, reason: string) => void;
 }>;
 
 /** Claim 21's waits grow from `--connect-backoff` up to this. */
@@ -119,6 +122,9 @@ async function tryHost(host: HopHost, deps: ConnectDeps, signal: AbortSignal): P
     try {
       const session = await tryAddress(host, address, deps, signal);
       deps.onResult('ok');
+      const { demand } = host;
+      if (demand?.by === 'mta-sts' && demand.mode === 'testing' && session.unverified !== null)
+        deps.onPolicyFailure?.(demand.domain, host.host, session.unverified);
       return { session, host };
     } catch (error) {
       if (!(error instanceof ConnectError)) throw error;
@@ -151,11 +157,6 @@ async function tryAddress(host: HopHost, address: string, deps: ConnectDeps, sig
   }
 }
 
-function startTlsOf(host: HopHost): SessionOptions['startTls'] {
-  if (host.protocol === 'smtps' || host.tls === 'off') return 'ignore';
-  return host.tls === 'opportunistic' ? 'if-offered' : 'required';
-}
-
 async function openAt(
   host: HopHost,
   address: string,
@@ -181,6 +182,7 @@ async function openAt(
         name: config.hostname,
         startTls,
         tls: tlsOptions,
+        peerProblem: peerProblemOf(host),
         auth: host.auth,
         // `tls=off` is the operator's word that this path is safe; a loopback address is.
         authInClear: host.tls === 'off' || isLoopback(address),
@@ -192,27 +194,20 @@ async function openAt(
       signal,
     );
   } catch (error) {
-    if (error instanceof OpenError) throw asConnectError(error);
+    if (error instanceof OpenError) throw asConnectError(error, host);
     throw error;
   }
 }
 
 const RESULT_OF_PHASE: Partial<Record<ReplyPhase, ConnectResult>> = { starttls: 'tls' };
 
-function asConnectError(error: OpenError): ConnectError {
+function asConnectError(error: OpenError, host: HopHost): ConnectError {
+  const problem = error.phase === 'starttls' ? certificateProblem(error.cause) : null;
+  if (problem !== null) return new ConnectError('tls', `${host.host}: ${problem}`, { cause: error });
   const result = RESULT_OF_PHASE[error.phase] ?? (error.timedOut ? 'timeout' : 'greeting');
   const permanent = error.reply !== null && replyClass(error.reply) === 5;
   const final = permanent && result !== 'tls' && !(error instanceof IntroductionError);
   return new ConnectError(result, error.message, { final, answered: error.reply !== null, cause: error });
-}
-
-function tlsOptionsOf(host: HopHost): ConnectionOptions {
-  return {
-    host: host.host,
-    // RFC 6066 §3: an address is no server name.
-    ...(net.isIP(host.host) === 0 ? { servername: host.host } : {}),
-    rejectUnauthorized: host.tls === 'verify',
-  };
 }
 
 function dial(to: { host: string; port: number }, timeoutMs: number, signal: AbortSignal): Promise<Socket> {
@@ -273,7 +268,7 @@ function describe(to: string, cause: NodeJS.ErrnoException): string {
     case 'ENETUNREACH':
       return `${to} can't be reached`;
     default:
-      return `${to}: ${cause.code ?? 'connection failed'}`;
+      return `${to}: ${certificateProblem(cause) ?? cause.code ?? 'connection failed'}`;
   }
 }
 

@@ -64,6 +64,8 @@ export type SessionOptions = Readonly<{
   name: string;
   startTls: 'ignore' | 'if-offered' | 'required';
   tls: ConnectionOptions;
+  /** What is wrong with the peer beyond what the TLS library checks; null where nothing is asked for. */
+  peerProblem: ((socket: TLSSocket) => string | null) | null;
   auth: Readonly<{ user: string; pass: string }> | null;
   /** Credentials may go over a connection without TLS. */
   authInClear: boolean;
@@ -163,6 +165,7 @@ export class DownstreamSession extends Base {
     signal.addEventListener('abort', onAbort, { once: true });
     try {
       await session.#connect();
+      session.#judgePeer();
       // Before AUTH, which the server forgets at XCLIENT.
       if (options.introduction?.kind === 'xclient') await session.#introduce(options.introduction);
       if (options.auth !== null) await session.#authenticate(options.auth);
@@ -190,6 +193,14 @@ export class DownstreamSession extends Base {
     if (!(socket instanceof TLSSocket)) return 'no TLS';
     const trust = socket.authorized ? 'certificate valid' : 'certificate not verified';
     return `${socket.getProtocol() ?? 'TLS'} ${socket.getCipher()?.name ?? ''}, ${trust}`;
+  }
+
+  /** Why nobody has vouched for the peer: no TLS, or what is wrong with its certificate; null when it is verified. */
+  get unverified(): string | null {
+    const socket = this._socket;
+    if (!(socket instanceof TLSSocket)) return 'no TLS';
+    // The type says Error; Node gives the code.
+    return socket.authorized ? null : String(socket.authorizationError);
   }
 
   /** Bytes written and not yet handed to the kernel. */
@@ -332,6 +343,14 @@ export class DownstreamSession extends Base {
   override _actionSTARTTLS(text: string): void {
     this.#observe('starttls', text);
     super._actionSTARTTLS(text);
+  }
+
+  /** Nothing but EHLO has been said by now. */
+  #judgePeer(): void {
+    const { peerProblem, host } = this.#options;
+    if (peerProblem === null) return;
+    const problem = this._socket instanceof TLSSocket ? peerProblem(this._socket) : 'there is no TLS';
+    if (problem !== null) throw new OpenError('starttls', `${host}: ${problem}`, null, false);
   }
 
   #connect(): Promise<void> {

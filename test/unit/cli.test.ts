@@ -57,7 +57,8 @@ describe('check', () => {
   });
 
   test('reports every error at once, those of the certificate files included', () => {
-    const flags = ['--mx-port', 'x', '--tls-cert', '/no/cert.pem', '--tls-key', '/no/key.pem'];
+    const route = ['--route', '*=smtp://h?ca=/no/ca.pem'];
+    const flags = ['--mx-port', 'x', '--tls-cert', '/no/cert.pem', '--tls-key', '/no/key.pem', ...route];
     const { status, stdout, stderr } = cutthrough(['check', ...flags], { CUTTHROUGH_LSTEN: 'x' });
     expect({ status, stdout }).toEqual({ status: 1, stdout: '' });
     expect(stderr).toEqual([
@@ -65,6 +66,7 @@ describe('check', () => {
       'cutthrough: --mx-port x: must be a whole number, from 1 to 65535',
       expect.stringMatching(/^cutthrough: --tls-cert \/no\/cert.pem: cannot be read: ENOENT/),
       expect.stringMatching(/^cutthrough: --tls-key \/no\/key.pem: cannot be read: ENOENT/),
+      expect.stringMatching(/^cutthrough: --route \?ca=\/no\/ca.pem: cannot be read: ENOENT/),
     ]);
   });
 

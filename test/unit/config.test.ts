@@ -32,6 +32,8 @@ const host = (over: object) => ({
   port: 25,
   auth: null,
   tls: 'opportunistic',
+  sni: null,
+  ca: null,
   ...over,
 });
 
@@ -83,6 +85,8 @@ test('has the defaults of the contract when nothing is given', () => {
     requireTls: false,
     downstreamTls: 'opportunistic',
     forwardClient: 'none',
+    mtaSts: 'off',
+    dane: 'off',
     logLevel: 'info',
     logFormat: 'json',
   });
@@ -263,6 +267,16 @@ describe('routes', () => {
     ],
     ['smtp://u:a/b?c#d@e@10.0.0.5', [host({ auth: { user: 'u', pass: 'a/b?c#d@e' } })]],
     ['smtp://10.0.0.5?tls=off, smtp://10.0.0.5:26', [host({ tls: 'off' }), host({ port: 26 })]],
+    ['smtp://10.0.0.5?sni=Mail.Example.com', [host({ sni: 'mail.example.com' })]],
+    ['smtp://10.0.0.5?ca=/etc/ssl/ca.pem', [host({ ca: '/etc/ssl/ca.pem', tls: 'verify' })]],
+    [
+      'smtp://10.0.0.5/?ca=a%2Cb%26c%40%3D%25.pem&sni=m.example&tls=verify',
+      [host({ ca: 'a,b&c@=%.pem', sni: 'm.example', tls: 'verify' })],
+    ],
+    [
+      'smtp://u:p@10.0.0.5?ca=x=y.pem',
+      [host({ auth: { user: 'u', pass: 'p' }, ca: 'x=y.pem', tls: 'verify' })],
+    ],
   ])('*=%s', (hosts, expected) => {
     expect(good({ flags: { route: [`*=${hosts}`] } }).routes).toEqual([
       { pattern: '*', nextHop: { kind: 'static', hosts: expected } },
@@ -281,7 +295,18 @@ describe('routes', () => {
     ['*=smtp://10.0.0.5:0', 'needs a port from 1 to 65535'],
     ['*=smtp://:25', 'must be host:port'],
     ['*=smtp://10.0.0.5?tls=maybe', 'must be one of opportunistic'],
-    ['*=smtp://10.0.0.5?auth=plain', 'takes only ?tls='],
+    ['*=smtp://10.0.0.5?auth=plain', 'takes only ?tls=POLICY&sni=NAME&ca=FILE, each at most once'],
+    ['*=smtp://10.0.0.5?tls=verify&tls=off', 'each at most once'],
+    ['*=smtp://10.0.0.5?verify', 'takes only ?tls='],
+    ['*=smtp://10.0.0.5?toString=x', 'takes only ?tls='],
+    ['*=smtp://10.0.0.5?tls=off&sni=m.example', 'sni= or ca= with tls=off'],
+    ['*=smtp://10.0.0.5?ca=c.pem&tls=off', 'sni= or ca= with tls=off'],
+    ['*=smtp://10.0.0.5?ca=c.pem&tls=require', 'use tls=verify'],
+    ['*=smtp://10.0.0.5?sni=192.0.2.1', 'bad ?sni='],
+    ['*=smtp://10.0.0.5?sni=', 'bad ?sni='],
+    ['*=smtp://10.0.0.5?ca=', 'bad ?ca='],
+    ['*=smtp://10.0.0.5?ca=%00', 'bad ?ca='],
+    ['*=smtp://10.0.0.5?ca=100%', 'broken percent escape in ca='],
     ['*=smtps://10.0.0.5?tls=off', 'use smtp:// instead'],
     ['*=smtp://user@10.0.0.5', 'needs both user and password'],
     ['*=smtp://user:@10.0.0.5', 'empty user or password'],
@@ -298,6 +323,15 @@ describe('routes', () => {
       kind: 'static',
       hosts: [host({ tls: 'verify' }), host({ port: 26, tls: 'off' })],
     });
+  });
+
+  test('with sni= but no TLS by --downstream-tls off are refused, and with ca= they are verified', () => {
+    const flags = (query: string) => ({ route: [`*=smtp://10.0.0.5?${query}`], downstreamTls: 'off' });
+    expect(errorsOf({ flags: flags('sni=m.example') })).toEqual([
+      '--route *=: has sni=, but no TLS by --downstream-tls off; add tls=',
+    ]);
+    const [found] = good({ flags: flags('sni=m.example&ca=c.pem') }).routes;
+    expect(found?.nextHop).toMatchObject({ hosts: [{ tls: 'verify' }] });
   });
 
   test('stay encrypted over smtps:// when --downstream-tls is off', () => {
@@ -480,7 +514,7 @@ test('reports all errors together, each in the words of its source', () => {
   });
   expect(parsed).toEqual({
     ok: false,
-    tlsFiles: { tlsCert: 'c.pem', tlsKey: null },
+    tlsFiles: { tlsCert: 'c.pem', tlsKey: null, routes: [] },
     errors: [
       'a.yaml: lisetn: unknown key; the nearest known one is listen',
       '--route *=smtp://u:***@h:0: needs a port from 1 to 65535',
@@ -502,6 +536,7 @@ describe('options that contradict each other', () => {
   test.each<[flags: Record<string, unknown>, errors: readonly string[]]>([
     [{ tlsKey: 'k.pem' }, ['--tls-key k.pem: needs --tls-cert as well']],
     [{ requireTls: true }, ['--require-tls: needs --tls-cert and --tls-key']],
+    [{ dane: 'on' }, [expect.stringMatching(/^--dane on: needs --dns with resolvers that check DNSSEC/)]],
     [{ listen: ['smtps://[::1]:465'] }, ['--listen smtps://[::1]:465: needs --tls-cert and --tls-key']],
     [
       { listen: ['smtp://[::1]:25', 'smtp://[::1]:25'] },
@@ -580,6 +615,7 @@ test('the config is frozen to the bottom', () => {
 });
 
 describe('describeConfig', () => {
+  const PINNED = 'b.test=smtp://10.0.0.6:25?sni=mx.b.test&ca=/etc/ssl/a%2Cb%26c.pem,smtp://c.test:25?sni=c';
   const flags = {
     listen: ['smtp://[::1]:0', 'smtps://127.0.0.1:465'],
     http: 'off',
@@ -588,7 +624,7 @@ describe('describeConfig', () => {
     xclient: ['10.0.0.8/31', '::1/128'],
     acceptDomain: ['.example.com'],
     dns: ['[::1]:54'],
-    route: ['a.test=mx', '*=smtp://u%40x:p%2Cw@10.0.0.5:587?tls=verify,smtps://[::1],lmtp://lda'],
+    route: ['a.test=mx', '*=smtp://u%40x:p%2Cw@10.0.0.5:587?tls=verify,smtps://[::1],lmtp://lda', PINNED],
     greetingDelay: '0',
     idleTimeout: '90s',
     ackTimeout: '1500ms',
@@ -597,7 +633,9 @@ describe('describeConfig', () => {
     tlsCert: 'c.pem',
     tlsKey: 'k.pem',
     requireTls: true,
-    downstreamTls: 'off',
+    downstreamTls: 'require',
+    mtaSts: 'on',
+    dane: 'on',
     fallback: 'spool',
     mixed: 'spool',
     memoryThreshold: '1KiB',
@@ -626,7 +664,8 @@ describe('describeConfig', () => {
     expect(parse(yaml)).toMatchObject({
       route: [
         'a.test=mx',
-        '*=smtp://u%40x:***@10.0.0.5:587?tls=verify,smtps://[::1]:465?tls=require,lmtp://lda:24',
+        '*=smtp://u%40x:***@10.0.0.5:587?tls=verify,smtps://[::1]:465,lmtp://lda:24',
+        PINNED,
       ],
       http: 'off',
       trust: [],

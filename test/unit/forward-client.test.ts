@@ -178,7 +178,13 @@ describe('the PROXY header', () => {
 
 describe('who is introduced to whom', () => {
   const nextHopOf = async (nextHop: Parameters<typeof createRouter>[0]['routes'][number]['nextHop']) => {
-    const candidate = { preference: 0, host: 'mx.example', address: '192.0.2.25' };
+    const candidate = {
+      preference: 0,
+      host: 'mx.example',
+      address: '192.0.2.25',
+      secure: false,
+      alias: null,
+    };
     const router = createRouter({
       routes: [{ pattern: '*', nextHop }],
       mx: { resolve: async () => ({ kind: 'hosts', candidates: [candidate] }) },
@@ -188,7 +194,15 @@ describe('who is introduced to whom', () => {
     const found = await router.route('a.example');
     return (found as { nextHop: NextHop }).nextHop;
   };
-  const host = { protocol: 'smtp', host: '10.0.0.5', port: 25, auth: null, tls: 'off' } as const;
+  const host = {
+    protocol: 'smtp',
+    host: '10.0.0.5',
+    port: 25,
+    auth: null,
+    tls: 'off',
+    sni: null,
+    ca: null,
+  } as const;
 
   it('nobody to MX hosts, and nobody unless asked for', async () => {
     const [byMx, byRoute] = [
