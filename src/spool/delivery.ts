@@ -5,6 +5,7 @@ import { Leg, type LegDeps } from '../downstream/leg.ts';
 import { type Outcome, outcomeOf } from '../downstream/outcome.ts';
 import type { NextHop } from '../routing/routes.ts';
 import type { Recipient, Sender } from '../smtp/envelope.ts';
+import type { TimeLine } from '../time-line.ts';
 
 export type DeliveryDeps = Readonly<{
   leg: LegDeps;
@@ -20,6 +21,8 @@ export type Delivery = Readonly<{
   recipients: readonly Recipient[];
   /** Wire form without the final line, from the first octet. */
   body: () => AsyncIterable<Buffer>;
+  /** Of the transaction, while it is one. */
+  line?: TimeLine;
 }>;
 
 export type Delivered = Readonly<{
@@ -35,11 +38,11 @@ export type Interrupt = Readonly<{ soft: AbortSignal; hard: AbortSignal }>;
 /** Never rejects. */
 export async function deliver(
   nextHop: NextHop,
-  { sender, recipients, body }: Delivery,
+  { sender, recipients, body, line }: Delivery,
   deps: DeliveryDeps,
   interrupt: Interrupt,
 ): Promise<Delivered> {
-  const leg = new Leg(nextHop, sender, deps.leg);
+  const leg = new Leg(nextHop, sender, deps.leg, line);
   const outcomes = new Map<Recipient, Outcome>();
   const drop = () => leg.drop();
   const dropBeforeDot = () => {
