@@ -411,6 +411,11 @@ function deepFreeze<T>(value: T): T {
 
 /** The effective config as YAML that can be fed back in by `--config`, with the passwords of routes masked. */
 export function describeConfig(config: Config): string {
+  return stringify(effectiveOptions(config), { lineWidth: 0 });
+}
+
+/** The same as values. */
+export function effectiveOptions(config: Config): Readonly<Record<string, unknown>> {
   const routes = config.routes.map((route) => withoutSecrets(route, config.downstreamTls));
   const fields: Readonly<Record<string, unknown>> = { ...config, routes };
   const settings: Record<string, unknown> = {};
@@ -423,7 +428,7 @@ export function describeConfig(config: Config): string {
     else if (option.field !== null && (value !== null || option.takes === 'one'))
       settings[camelCase(name)] = encode(value);
   }
-  return stringify(settings, { lineWidth: 0 });
+  return settings;
 }
 
 /** Numbers and booleans stand in YAML as such. */

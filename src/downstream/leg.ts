@@ -133,9 +133,12 @@ export class Leg {
     return outcome;
   }
 
-  /** Sends the final dot, with `last` before it in the same write, and waits for what the next hop says to it. */
-  async finish(last: Buffer | null, ackTimeoutMs: number): Promise<readonly Outcome[]> {
-    this.#mark('end-of-data', this.#enter('dot', this.#timed('body')));
+  /**
+   * Sends the final dot, with `last` before it in the same write, and waits for what the next hop says to it.
+   * @param octets of the message as it was sent, for the time line
+   */
+  async finish(last: Buffer | null, ackTimeoutMs: number, octets: number): Promise<readonly Outcome[]> {
+    this.#mark('end-of-data', this.#enter('dot', this.#timed('body')), octets);
     this.session?.endOfData(last, ackTimeoutMs);
     const outcomes: Outcome[] = [];
     let at = this.#phaseBegan;
@@ -310,7 +313,7 @@ export class Leg {
     return at;
   }
 
-  #mark(event: LegEvent, at: number, detail: string | null = null): void {
+  #mark(event: LegEvent, at: number, detail: number | string | null = null): void {
     if (this.#line !== null) this.#line.leg(this.#nth, event, at, detail);
   }
 
