@@ -34,7 +34,8 @@ const ACTIONS: Actions = {
   queueList: async (command) => await runQueue({ command: 'list' }, command, 0),
   queueShow: async (id, command) => await runQueue({ command: 'show', id }, command, 1),
   queueRetry: async (ids, all, command) => {
-    if (all === ids.length > 0) throw new Failure(2, ['queue retry: give ids, or --all']);
+    if (all === ids.length > 0)
+      throw new Failure(2, ['queue retry: give ids, or --all; "cutthrough queue list" has the ids']);
     await runQueue({ command: 'retry', ids: all ? 'all' : ids }, command, ids.length);
   },
   queueRemove: async (ids, dryRun, command) =>
@@ -58,9 +59,7 @@ function usageOf(command: Command, operands: number): Usage {
   const leftOver = command.args.filter((word) => /^-./.test(word) && word !== '--');
   const extra = command.args.slice(operands);
   if (leftOver.length === 0 && extra.length > 0) {
-    throw new Failure(2, [
-      `${command.name()}: what is "${extra[0]}" for? See cutthrough ${command.name()} --help`,
-    ]);
+    throw new Failure(2, [`${command.name()}: what is "${extra[0]}" for? See ${pathOf(command)} --help`]);
   }
   for (const word of leftOver) {
     const [, flag = word, value = true] = /^([^=]*)=(.*)$/s.exec(word) ?? [];
@@ -69,6 +68,10 @@ function usageOf(command: Command, operands: number): Usage {
     flags[isOptionName(name) ? camelCase(name) : flag] = value;
   }
   return { flags, wrong: leftOver.length > 0 };
+}
+
+function pathOf(command: Command): string {
+  return command.parent === null ? command.name() : `${pathOf(command.parent)} ${command.name()}`;
 }
 
 function load({ flags }: Usage): ParsedConfig {

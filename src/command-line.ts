@@ -4,7 +4,7 @@ import { Argument, Command, type HelpConfiguration, Option } from 'commander';
 import { type AnyOption, choicesOf, groupOf, OPTION_NAMES, OPTIONS, type OptionName } from './options.ts';
 import { VERSION } from './version.ts';
 
-export const SHELLS = ['bash', 'zsh', 'fish'] as const;
+const SHELLS = ['bash', 'zsh', 'fish'] as const;
 export type Shell = (typeof SHELLS)[number];
 
 /** What the commands do. Each gets its own flags, and the command for the options of the table. */
@@ -88,7 +88,6 @@ export function buildProgram(run: Actions, onError: (text: string) => void): Com
     .description('A cut-through SMTP proxy: 250 only when every next hop has said so.')
     .version(VERSION)
     .exitOverride()
-    .configureOutput({ outputError: (text) => onError(text.replace(/^error: /, '')) })
     .configureHelp(HELP);
   withOptions(program.command('serve').description('run the proxy')).action(
     async (_options, command: Command) => await run.serve(command),
@@ -130,7 +129,24 @@ export function buildProgram(run: Actions, onError: (text: string) => void): Com
     .command('man')
     .description('print the manual page: cutthrough man | man -l -')
     .action(async (_options, command: Command) => await run.man(command));
+  sayWhere(program, 'cutthrough', onError);
   return program;
+}
+
+/** Commander says what is wrong, and here where the right is to be found. */
+function sayWhere(command: Command, name: string, onError: (text: string) => void): void {
+  const before = command.parent === null ? 'options stand after the command; ' : '';
+  command.configureOutput({
+    outputError: (text) => {
+      const what = text
+        .replace(/^error: /, '')
+        .trim()
+        .replace(/\.$/, '');
+      const note = /^unknown option/.test(what) ? before : '';
+      onError(/Did you mean/.test(what) ? what : `${what}; ${note}see ${name} --help`);
+    },
+  });
+  for (const each of command.commands) sayWhere(each, `${name} ${each.name()}`, onError);
 }
 
 const HELP_ON_COMPLETION = `

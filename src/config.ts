@@ -26,6 +26,7 @@ import {
   type OptionValues,
 } from './options.ts';
 import { applyTlsPolicy, maskRouteText, type Route, withoutSecrets } from './route-option.ts';
+import { whyUnreadable } from './unreadable.ts';
 
 export type { Condition, ListenAddress, TlsPolicy } from './option-kinds.ts';
 export type { Options } from './options.ts';
@@ -182,8 +183,7 @@ function readYaml(fileName: string): { content: unknown; errors: string[] } {
     const errors = document.errors.map((error) => `${fileName}: ${firstLine(error.message)}`);
     return { content: errors.length === 0 ? document.toJS() : {}, errors };
   } catch (error) {
-    const reason = error instanceof Error ? firstLine(error.message) : String(error);
-    return { content: {}, errors: [`--config ${fileName}: cannot be read: ${reason}`] };
+    return { content: {}, errors: [`--config ${fileName}: cannot be read: ${whyUnreadable(error)}`] };
   }
 }
 

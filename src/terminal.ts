@@ -15,7 +15,7 @@ const CODES: Readonly<Record<Colour, readonly [on: number, off: number]>> = {
   cyan: [36, 39],
 };
 
-export const PLAIN: Paint = (_, text) => text;
+const PLAIN: Paint = (_, text) => text;
 
 const ANSI: Paint = (colour, text) => {
   const [on, off] = CODES[colour];

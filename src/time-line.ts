@@ -101,6 +101,8 @@ export class TimeLine {
   readonly #legs: string[] = [];
   #omitted = 0;
   #ended: Readonly<{ at: number; result: string }> | null = null;
+  /** Wall time of MAIL, once somebody has asked: so that all are told the same. */
+  #beganAt = '';
   /** When the last event was: for one that follows from it without any wait. */
   latest: number;
 
@@ -151,9 +153,10 @@ export class TimeLine {
   describe(now: Readonly<{ monotonic: number; wall: number }>): Trace {
     const { id, client, sender, recipients, began } = this.#of;
     const end = this.#ended?.at ?? now.monotonic;
+    this.#beganAt ||= new Date(now.wall - (now.monotonic - began)).toISOString();
     return {
       id,
-      began: new Date(now.wall - (now.monotonic - began)).toISOString(),
+      began: this.#beganAt,
       running: this.#ended === null,
       client: client.address,
       helo: client.helo ?? '',

@@ -8,6 +8,7 @@ import type { Config } from './config.ts';
 import { formatHostPort, type HostPort } from './option-kinds.ts';
 import { type Colour, colourOfCode, columns, type Paint } from './terminal.ts';
 import type { Trace, TraceEvent } from './time-line.ts';
+import { whyUnreadable } from './unreadable.ts';
 
 export type TraceReport = Readonly<{ json: unknown; lines: (paint: Paint) => readonly string[] }>;
 
@@ -49,9 +50,10 @@ async function askProxy(http: HostPort, id: string): Promise<Trace> {
   const response = await fetch(`http://${at}/trace/${encodeURIComponent(id)}`, {
     signal: AbortSignal.timeout(TIMEOUT_MS),
   }).catch((error: Error) => {
-    const cause = error.cause as NodeJS.ErrnoException | undefined;
+    const { code = error.message } = (error.cause ?? {}) as NodeJS.ErrnoException;
+    const why = error.name === 'TimeoutError' ? `nothing within ${TIMEOUT_MS / 1000} s` : code;
     throw new Error(
-      `trace: no proxy answers at ${at} (${cause?.code ?? error.message}); start it, name its address by ` +
+      `trace: no proxy answers at ${at} (${why}); start it, name its address by ` +
         '--http HOST:PORT (or --config as for serve), or read its log by --log FILE',
     );
   });
@@ -69,7 +71,7 @@ async function traceInLog(id: string, log: string): Promise<TraceReport> {
   const name = log === '-' ? 'standard input' : log;
   const { trace, summary } = await search(id, log === '-' ? process.stdin : createReadStream(log)).catch(
     (error: Error) => {
-      throw new Error(`trace: ${name} cannot be read: ${error.message}; give --log FILE, or - for a pipe`);
+      throw new Error(`trace: ${name} cannot be read: ${whyUnreadable(error)}`);
     },
   );
   if (trace !== null) return { json: trace, lines: (paint) => renderTrace(trace, paint) };
