@@ -201,8 +201,8 @@ export class Leg {
   #watch(): ConnectWatch | undefined {
     if (this.#line === null) return undefined;
     return {
-      onTried: ({ host }, address, result) => {
-        const where = address === null || address === host ? host : `${host} [${address}]`;
+      onTried: ({ host, port }, address, result) => {
+        const where = `${host}${address === null || address === host ? '' : ` [${address}]`} port ${port}`;
         const at = this.#deps.now();
         if (typeof result === 'string')
           this.#mark('attempt-failed', at, result.startsWith(host) ? result : `${where}: ${result}`);
