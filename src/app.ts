@@ -34,6 +34,7 @@ import type { DeliveryDeps } from './spool/delivery.ts';
 import { FastPathMonitor } from './spool/fast-path.ts';
 import { Spool } from './spool/spool.ts';
 import { StoredTransaction } from './spool/stored-transaction.ts';
+import { RecentTimeLines } from './time-line.ts';
 import { type Admission, createAdmission } from './upstream/admission.ts';
 import type { SessionContext } from './upstream/connection.ts';
 import { type Certificate, Listener, type ListenerDeps } from './upstream/listener.ts';
@@ -93,12 +94,19 @@ const VERDICT_GRACE_MS = 5_000;
 /** After the drain: for the queue's deliveries that have sent their final dot. What isn't known by then is tried again. */
 const QUEUE_GRACE_MS = 5_000;
 
+/** `cutthrough trace` finds them; what they may hold at most is said in time-line.ts. */
+const TRACED_TRANSACTIONS = 256;
+
 class RunningProxy implements Proxy {
   readonly #log: Logger;
   readonly #metrics: Metrics;
   readonly #transactions = new Set<Transaction | StoredTransaction>();
   readonly #budget: MemoryBudget;
   readonly #fastPath: FastPathMonitor;
+  readonly #timeLines = new RecentTimeLines(TRACED_TRANSACTIONS, {
+    now: () => performance.now(),
+    wall: Date.now,
+  });
   #spool: Spool | null = null;
   #changes: Promise<void> = Promise.resolve();
   /** Next hops (by key) whose last session offered DSN. */
@@ -113,7 +121,8 @@ class RunningProxy implements Proxy {
   #http: HttpServer | null = null;
   /** Sessions being ended politely. */
   readonly #ending = new Set<Promise<void>>();
-  readonly #idPrefix = randomBytes(6).toString('base64url');
+  /** On a command line a hyphen would begin a flag. */
+  readonly #idPrefix = randomBytes(6).toString('base64url').replace(/^-/, 'x');
   #serial = 0;
   #connections = 0;
   readonly #sessions = { active: 0, idle: 0 };
@@ -404,6 +413,7 @@ class RunningProxy implements Proxy {
       metrics: this.#metrics,
       log: this.#log,
       now: () => performance.now(),
+      timeLines: this.#timeLines,
       rcptDeadline,
       newId: () => this.#newId(),
       received: (sender: Sender, client: Client, id: string, only: Recipient | null) =>
@@ -486,9 +496,16 @@ class RunningProxy implements Proxy {
       metrics: async () => ({ contentType: this.#metrics.registry.contentType, text: await this.metrics() }),
       ready: () => !this.#draining && this.#listeners.every((listener) => listener.server.listening),
       status: () => this.#status(),
+      trace: (id: string) => this.#trace(id),
       setFastPath: (enabled: boolean) => this.#fastPath.setManually(enabled),
       setMode: (mode: string, fallback: string | null) => this.#setMode(mode, fallback),
     };
+  }
+
+  #trace(id: string) {
+    const live = [...this.#transactions].find((transaction) => transaction.id === id);
+    const line = live?.timeLine ?? this.#timeLines.find(id);
+    return line === undefined ? null : this.#timeLines.describe(line);
   }
 
   #status() {

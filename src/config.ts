@@ -32,6 +32,7 @@ import {
   type WrittenRoute,
   withoutSecrets,
 } from './route-option.ts';
+import { whyUnreadable } from './unreadable.ts';
 
 export type { Condition, ListenAddress, TlsPolicy } from './option-kinds.ts';
 export type { Options } from './options.ts';
@@ -203,8 +204,7 @@ function readYaml(fileName: string): { content: unknown; errors: string[] } {
     const errors = document.errors.map((error) => `${fileName}: ${firstLine(error.message)}`);
     return { content: errors.length === 0 ? document.toJS() : {}, errors };
   } catch (error) {
-    const reason = error instanceof Error ? firstLine(error.message) : String(error);
-    return { content: {}, errors: [`--config ${fileName}: cannot be read: ${reason}`] };
+    return { content: {}, errors: [`--config ${fileName}: cannot be read: ${whyUnreadable(error)}`] };
   }
 }
 
@@ -444,6 +444,11 @@ function deepFreeze<T>(value: T): T {
 
 /** The effective config as YAML that can be fed back in by `--config`, with the passwords of routes masked. */
 export function describeConfig(config: Config): string {
+  return stringify(effectiveOptions(config), { lineWidth: 0 });
+}
+
+/** The same as values. */
+export function effectiveOptions(config: Config): Readonly<Record<string, unknown>> {
   const routes = config.routes.map((route) => withoutSecrets(route, config.downstreamTls));
   const fields: Readonly<Record<string, unknown>> = { ...config, routes };
   const settings: Record<string, unknown> = {};
@@ -456,7 +461,7 @@ export function describeConfig(config: Config): string {
     else if (option.field !== null && (value !== null || option.takes === 'one'))
       settings[camelCase(name)] = encode(value);
   }
-  return stringify(settings, { lineWidth: 0 });
+  return settings;
 }
 
 /** Numbers and booleans stand in YAML as such. */

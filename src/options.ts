@@ -264,6 +264,36 @@ type Table = typeof OPTIONS;
 export type OptionName = keyof Table;
 export const OPTION_NAMES = Object.keys(OPTIONS) as readonly OptionName[];
 
+/** Where in the table a group of the help begins: an option is in the last one that began before it. */
+const GROUPS: Readonly<Partial<Record<string, string>>> = {
+  config: 'Configuration',
+  mode: 'How mail is passed on',
+  listen: 'Listening',
+  route: 'Routing, and who may send',
+  dns: 'MX routing',
+  'connect-retries': 'Attempts and timeouts',
+  'max-message-size': 'Limits',
+  'memory-threshold': 'Spool, queue and fast path',
+  'tls-cert': 'TLS',
+  'log-level': 'Log',
+  workers: 'Not available yet',
+} satisfies Partial<Record<OptionName, string>>;
+
+/** The heading that the option stands under. */
+export function groupOf(name: OptionName): string {
+  let group = '';
+  for (const each of OPTION_NAMES) {
+    group = GROUPS[each] ?? group;
+    if (each === name) break;
+  }
+  return group;
+}
+
+/** The values that can be given, where they can be told and work. */
+export function choicesOf({ kind, available }: AnyOption): readonly string[] {
+  return available ?? kind.choices ?? [];
+}
+
 /** What `Config` holds for an option. */
 type ValueOf<O> = O extends { takes: infer K; kind: { codec: z.ZodType<infer T, string> } }
   ? K extends 'many'

@@ -4,11 +4,16 @@ import { addressesOf, createRouting } from './app.ts';
 import type { Config } from './config.ts';
 import { openSession } from './downstream/connect.ts';
 import { introductionTo } from './downstream/forward-client.ts';
-import type { DownstreamSession, Exchange } from './downstream/session.ts';
+import type { DownstreamSession, Exchange, ReplyPhase } from './downstream/session.ts';
 import { PolicyCache } from './routing/mta-sts.ts';
 import type { HopHost, NextHop, RouteResult } from './routing/routes.ts';
 import { type Mailbox, parseRcpt } from './smtp/address.ts';
 import { formatReply } from './smtp/reply.ts';
+import { colourOfCode, columns, type Paint } from './terminal.ts';
+
+/** The steps of a session, in their order. With STARTTLS, `tls` is the handshake and the second EHLO. */
+const STEPS = ['connect', 'tls', 'greeting', 'ehlo', 'mail', 'rcpt'] as const;
+type Step = (typeof STEPS)[number];
 
 type HostReport = Readonly<{
   host: string;
@@ -24,6 +29,8 @@ type HostReport = Readonly<{
   /** The replies to MAIL FROM:<> and RCPT. */
   mail: string | null;
   rcpt: string | null;
+  /** How long each step took; null where it did not come to it. */
+  ms: Readonly<Record<Step, number | null>>;
 }>;
 
 type ProbeReport = Readonly<{
@@ -35,13 +42,22 @@ type ProbeReport = Readonly<{
   ok: boolean;
 }>;
 
-/** `lines` for people, `json` for scripts. */
-export async function probeAddress(config: Config, address: string) {
+export type Probed = Readonly<{
+  ok: boolean;
+  /** For scripts. */
+  json: unknown;
+  /** For people. */
+  lines: (paint: Paint) => readonly string[];
+}>;
+
+export async function probeAddress(config: Config, address: string): Promise<Probed> {
   const parsed = parseRcpt(`RCPT TO:<${address}>`, { smtputf8: true });
-  if (!parsed.ok)
-    return { ok: false, lines: [`${address}: not an address`], json: { address, error: 'bad address' } };
+  if (!parsed.ok) {
+    const json = { address, ok: false, error: 'bad address' };
+    return { ok: false, json, lines: () => [`${address}: not an address (user@example.com)`] };
+  }
   const report = await probe(config, parsed.mailbox);
-  return { ok: report.ok, lines: render(report), json: report };
+  return { ok: report.ok, json: report, lines: (paint) => render(report, paint) };
 }
 
 async function probe(config: Config, mailbox: Mailbox): Promise<ProbeReport> {
@@ -101,6 +117,7 @@ async function probeHost(
   const client = introduction && AS_CLIENT[introduction.kind];
   const none = { connected: false, capabilities: [], client, mail: null, rcpt: null };
   const deadline = AbortSignal.timeout(config.rcptDeadlineMs);
+  const watch = new StopWatch();
   const opened = await openSession(
     { ...nextHop, hosts: [host] },
     {
@@ -108,12 +125,13 @@ async function probeHost(
       lookup: (name) => addressesOf(name, config.dns),
       onResult: () => {},
       onRetry: () => {},
-      onReply: () => {},
+      onReply: (phase) => watch.onReply(phase),
       introduction,
     },
     deadline,
+    { onStep: (step) => watch.done(step), onTried: () => {} },
   );
-  if (opened.kind === 'unreachable') return { ...at, ...none, detail: opened.reason };
+  if (opened.kind === 'unreachable') return { ...at, ...none, detail: opened.reason, ms: watch.times };
   const { session } = opened;
   // The null reverse-path: what a bounce would use, and no sender is checked.
   const mail = await ask(session, 'mail', 'MAIL FROM:<>');
@@ -126,6 +144,7 @@ async function probeHost(
     client,
     mail,
     rcpt,
+    ms: watch.times,
   };
   await session.quit();
   return report;
@@ -138,22 +157,70 @@ const AS_CLIENT = {
   xforward: null,
 } as const;
 
+/** A step lasts from the end of the one before. Of several addresses the last one tried is timed. */
+class StopWatch {
+  times: Readonly<Record<Step, number | null>> = UNTIMED;
+  #since = performance.now();
+
+  done(step: Step): void {
+    const now = performance.now();
+    // Another address, or the same one again.
+    const earlier = step === 'connect' ? UNTIMED : this.times;
+    this.times = { ...earlier, [step]: Math.round((now - this.#since) * 10) / 10 };
+    this.#since = now;
+  }
+
+  onReply(phase: ReplyPhase): void {
+    if (phase === 'greeting' || phase === 'mail' || phase === 'rcpt') this.done(phase);
+    else if (phase === 'ehlo') this.done(this.times.ehlo === null ? 'ehlo' : 'tls');
+  }
+}
+
+const UNTIMED: HostReport['ms'] = Object.freeze({
+  connect: null,
+  tls: null,
+  greeting: null,
+  ehlo: null,
+  mail: null,
+  rcpt: null,
+});
+
 async function ask(session: DownstreamSession, phase: 'mail' | 'rcpt', line: string): Promise<string> {
   const exchange: Exchange = await session.exchange([{ phase, line }])[0]!;
   return exchange.kind === 'reply' ? formatReply(exchange.reply).trim() : `no reply (${exchange.detail})`;
 }
 
-function render(report: ProbeReport): string[] {
-  const lines = [`${report.address} -> ${report.route}`];
-  for (const { preference, host, address } of report.mx)
-    lines.push(`  MX ${preference} ${host} [${address}]`);
-  for (const host of report.hosts) {
-    const at = `${host.protocol}://${host.host}:${host.port}${host.address === null ? '' : ` [${host.address}]`}`;
-    lines.push(`  ${at}: ${host.connected ? 'connected' : 'not connected'}, ${host.detail}`);
-    if (host.client !== null) lines.push(`    told as the client: ${host.client}`);
-    if (host.capabilities.length > 0) lines.push(`    offers ${host.capabilities.join(', ')}`);
-    if (host.mail !== null) lines.push(`    MAIL FROM:<> ${host.mail}`);
-    if (host.rcpt !== null) lines.push(`    RCPT ${host.rcpt}`);
-  }
-  return lines;
+function render(report: ProbeReport, paint: Paint): readonly string[] {
+  const { address, route, ok, mx, hosts } = report;
+  const verdict =
+    hosts.length === 0
+      ? paint('red', 'no server to ask')
+      : ok
+        ? paint('green', 'accepted')
+        : paint('red', 'accepted by no server');
+  const byMx = mx.map(({ preference, host, address }) => ['  MX', `${preference}`, host, `[${address}]`]);
+  return [
+    `${paint('bold', address)} -> ${route}: ${verdict}`,
+    ...columns(byMx),
+    ...hosts.flatMap((host) => ['', ...renderHost(host, paint)]),
+  ];
+}
+
+function renderHost(report: HostReport, paint: Paint): readonly string[] {
+  const { host, address, port, protocol, connected, detail, capabilities, client, mail, rcpt, ms } = report;
+  const at = `${protocol}://${host}:${port}${address === null || address === host ? '' : ` [${address}]`}`;
+  const reply = (text: string) =>
+    paint(colourOfCode(Number(text.slice(0, 3)) || 500), text.replaceAll('\r\n', ' / '));
+  const took = STEPS.filter((step) => ms[step] !== null).map((step) => `${step} ${ms[step]}`);
+  const rows: string[][] = [];
+  if (connected) rows.push(['  TLS', detail]);
+  if (client !== null) rows.push(['  client', client]);
+  if (capabilities.length > 0) rows.push(['  offers', capabilities.join(', ')]);
+  if (mail !== null) rows.push(['  MAIL FROM:<>', reply(mail)]);
+  if (rcpt !== null) rows.push(['  RCPT', reply(rcpt)]);
+  if (took.length > 0) rows.push(['  took ms', paint('dim', took.join(', '))]);
+  return [
+    `${paint('bold', at)} ${connected ? paint('green', 'connected') : paint('red', `not connected: ${detail}`)}`,
+    ...columns(rows),
+  ];
 }

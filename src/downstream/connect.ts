@@ -48,8 +48,17 @@ export type ConnectDeps = Readonly<{
   onPolicyFailure?: (domain: string, host: string, reason: string) => void;
 }>;
 
+/** Sees how it goes: for the time line of a transaction, and for `probe`. */
+export type ConnectWatch = Readonly<{
+  /** The TCP connection stands; with smtps:// also its TLS. */
+  onStep?: (step: 'connect' | 'tls') => void;
+  /** An address was tried, or none was found; a string says why it failed. */
+  onTried: (host: HopHost, address: string | null, result: DownstreamSession | string) => void;
+}>;
+
 /** Claim 21's waits grow from `--connect-backoff` up to this. */
 const MAX_BACKOFF_MS = 5_000;
+const UNWATCHED: ConnectWatch = { onTried: () => {} };
 /** Room in a downstream socket before back pressure sets in, octets. */
 export const SOCKET_HIGH_WATER_OCTETS = 128 * 1024;
 
@@ -75,7 +84,12 @@ class ConnectError extends Error {
 class NoHostAnswers extends Error {}
 
 /** Rejects for bugs only. An aborted `signal` gives `unreachable` with the attempts made so far. */
-export async function openSession(nextHop: NextHop, deps: ConnectDeps, signal: AbortSignal): Promise<Opened> {
+export async function openSession(
+  nextHop: NextHop,
+  deps: ConnectDeps,
+  signal: AbortSignal,
+  watch: ConnectWatch = UNWATCHED,
+): Promise<Opened> {
   const hosts = new Set(nextHop.hosts);
   let attempts = 0;
   let lastReason = 'no host to connect to';
@@ -85,7 +99,7 @@ export async function openSession(nextHop: NextHop, deps: ConnectDeps, signal: A
     if (attemptNumber > 1) deps.onRetry();
     for (const host of hosts) {
       try {
-        return await tryHost(host, deps, signal);
+        return await tryHost(host, deps, signal, watch);
       } catch (error) {
         if (!(error instanceof ConnectError)) throw new AbortError(asError(error));
         lastReason = error.message;
@@ -115,20 +129,27 @@ export async function openSession(nextHop: NextHop, deps: ConnectDeps, signal: A
 
 type HostSession = { session: DownstreamSession; host: HopHost };
 
-async function tryHost(host: HopHost, deps: ConnectDeps, signal: AbortSignal): Promise<HostSession> {
-  const addresses = host.address === null ? await lookUp(host.host, deps, signal) : [host.address];
+async function tryHost(
+  host: HopHost,
+  deps: ConnectDeps,
+  signal: AbortSignal,
+  watch: ConnectWatch,
+): Promise<HostSession> {
+  const addresses = host.address === null ? await lookUp(host, deps, signal, watch) : [host.address];
   let failure = new ConnectError('dns', `${host.host} has no address`);
   for (const address of addresses) {
     try {
-      const session = await tryAddress(host, address, deps, signal);
+      const session = await tryAddress(host, address, deps, signal, watch);
       deps.onResult('ok');
       const { demand } = host;
       if (demand?.by === 'mta-sts' && demand.mode === 'testing' && session.unverified !== null)
         deps.onPolicyFailure?.(demand.domain, host.host, session.unverified);
+      watch.onTried(host, address, session);
       return { session, host };
     } catch (error) {
       if (!(error instanceof ConnectError)) throw error;
       if (!signal.aborted) deps.onResult(error.result);
+      watch.onTried(host, address, error.message);
       failure = error;
       if (error.final || signal.aborted) break;
     }
@@ -136,24 +157,38 @@ async function tryHost(host: HopHost, deps: ConnectDeps, signal: AbortSignal): P
   throw failure;
 }
 
-async function lookUp(name: string, deps: ConnectDeps, signal: AbortSignal): Promise<readonly string[]> {
+async function lookUp(
+  host: HopHost,
+  deps: ConnectDeps,
+  signal: AbortSignal,
+  watch: ConnectWatch,
+): Promise<readonly string[]> {
   try {
-    return await deps.lookup(name, signal);
+    return await deps.lookup(host.host, signal);
   } catch (cause) {
     deps.onResult('dns');
-    throw new ConnectError('dns', `no address for ${name}`, { cause });
+    const failure = new ConnectError('dns', `no address for ${host.host}`, { cause });
+    watch.onTried(host, null, failure.message);
+    throw failure;
   }
 }
 
-async function tryAddress(host: HopHost, address: string, deps: ConnectDeps, signal: AbortSignal) {
+async function tryAddress(
+  host: HopHost,
+  address: string,
+  deps: ConnectDeps,
+  signal: AbortSignal,
+  watch: ConnectWatch,
+) {
   try {
-    return await openAt(host, address, deps, signal, startTlsOf(host));
+    return await openAt(host, address, deps, signal, startTlsOf(host), watch);
   } catch (error) {
     const failedTls = error instanceof ConnectError && error.result === 'tls';
     // RFC 7435: opportunistic security protects where it can, and delivers where it can't.
     if (!failedTls || host.tls !== 'opportunistic' || host.protocol === 'smtps') throw error;
     deps.onResult('tls');
-    return await openAt(host, address, deps, signal, 'ignore');
+    watch.onTried(host, address, `${error.message}; again in clear`);
+    return await openAt(host, address, deps, signal, 'ignore', watch);
   }
 }
 
@@ -163,6 +198,7 @@ async function openAt(
   deps: ConnectDeps,
   signal: AbortSignal,
   startTls: SessionOptions['startTls'],
+  watch: ConnectWatch,
 ): Promise<DownstreamSession> {
   const { config } = deps;
   const tlsOptions = tlsOptionsOf(host);
@@ -170,8 +206,10 @@ async function openAt(
   const plain = await dial({ host: address, port: host.port }, config.connectTimeoutMs, signal);
   // proxy-protocol.txt §2: before anything else, in one piece.
   if (introduction?.kind === 'proxy') plain.write(proxyHeaderFor(introduction.client, plain));
+  watch.onStep?.('connect');
   const secured = host.protocol === 'smtps';
   const socket = secured ? await secure(plain, tlsOptions, config.connectTimeoutMs, signal) : plain;
+  if (secured) watch.onStep?.('tls');
   try {
     return await DownstreamSession.open(
       {

@@ -92,7 +92,8 @@ export class FanOut {
 
   #dot(leg: Leg, last: Buffer | null): readonly Outcome[] | Promise<readonly Outcome[]> {
     const lost = this.#lost.get(leg);
-    return lost === undefined ? leg.finish(last, this.#deps.ackTimeoutMs) : leg.recipients.map(() => lost);
+    if (lost !== undefined) return leg.recipients.map(() => lost);
+    return leg.finish(last, this.#deps.ackTimeoutMs, this.bytesOut / this.legs.length);
   }
 
   #writeToAll(pieces: readonly Buffer[]): boolean {

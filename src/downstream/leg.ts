@@ -7,7 +7,8 @@ import type { NextHop } from '../routing/routes.ts';
 import { type Capabilities, mailCommand, rcptCommand, refusalBeforeMail } from '../smtp/capabilities.ts';
 import type { Recipient, Submission } from '../smtp/envelope.ts';
 import { legLost, nextHopUnreachable, passOn, type Reply, recipientOk, replyClass } from '../smtp/reply.ts';
-import { type ConnectDeps, type Opened, openSession } from './connect.ts';
+import { brief, inFull, type LegEvent, type TimeLine } from '../time-line.ts';
+import { type ConnectDeps, type ConnectWatch, type Opened, openSession } from './connect.ts';
 import { type Introduction, introductionTo, xforwardCommands } from './forward-client.ts';
 import { type Outcome, outcomeOf } from './outcome.ts';
 import type { KeptSession, SessionPool } from './pool.ts';
@@ -53,12 +54,17 @@ export class Leg {
   #turn: Promise<unknown> = Promise.resolve();
   #finalReplies: Promise<Exchange>[] = [];
   #phaseBegan: number;
+  readonly #line: TimeLine | null;
+  /** Which of the time line's legs. */
+  readonly #nth: number;
 
-  constructor(nextHop: NextHop, submission: Submission, deps: LegDeps) {
+  constructor(nextHop: NextHop, submission: Submission, deps: LegDeps, line: TimeLine | null = null) {
     this.nextHop = nextHop;
     this.#submission = submission;
     this.#deps = deps;
     this.#introduction = introductionTo(nextHop, deps.forwardClient, submission.client);
+    this.#line = line;
+    this.#nth = line?.addLeg(nextHop.label) ?? 0;
     this.#phaseBegan = deps.now();
     this.#opened = this.#open(deps.pool.take(nextHop, this.#identity));
   }
@@ -111,14 +117,18 @@ export class Leg {
   /** DATA at the next hop. Null when it answered 354 and waits for the body. */
   async startData(): Promise<Outcome | null> {
     const { session } = this;
-    if (session === null || session.lost !== null) return this.#lostOutcome('data', false);
-    this.#enter('data');
+    if (session === null || session.lost !== null) {
+      this.#mark('lost', this.#deps.now(), session?.lost?.detail);
+      return this.#lostOutcome('data', false);
+    }
+    this.#mark('data', this.#enter('data', this.#deps.now()));
     const exchange = await session.exchange([{ phase: 'data', line: 'DATA' }])[0]!;
-    this.#timed('data');
+    const at = this.#timed('data');
+    this.#markReply('data-reply', at, exchange);
     if (exchange.kind === 'lost') return this.#lostOutcome('data', false);
     if (exchange.reply.code === 354) {
       this.#finalReplies = session.expectFinalReplies(this.#isLmtp ? this.recipients.length : 1);
-      this.#enter('body');
+      this.#enter('body', at);
       return null;
     }
     const outcome = outcomeOf(exchange.reply);
@@ -134,20 +144,29 @@ export class Leg {
    */
   async spokeEarly(): Promise<Outcome> {
     const exchange = await this.#finalReplies[0]!;
+    if (this.phase === 'body') this.#markReply('reply', this.#deps.now(), exchange);
     const outcome = exchange.kind === 'reply' ? outcomeOf(exchange.reply) : null;
     if (outcome === null || outcome.kind === 'accepted') return this.#lostOutcome('body', false);
     return outcome;
   }
 
-  /** Sends the final dot, with `last` before it in the same write, and waits for what the next hop says to it. */
-  async finish(last: Buffer | null, ackTimeoutMs: number): Promise<readonly Outcome[]> {
-    this.#timed('body');
-    this.#enter('dot');
+  /**
+   * Sends the final dot, with `last` before it in the same write, and waits for what the next hop says to it.
+   * @param octets of the message as it was sent, for the time line
+   */
+  async finish(last: Buffer | null, ackTimeoutMs: number, octets: number): Promise<readonly Outcome[]> {
+    this.#mark('end-of-data', this.#enter('dot', this.#timed('body')), octets);
     this.session?.endOfData(last, ackTimeoutMs);
     const outcomes: Outcome[] = [];
-    for (const exchange of this.#finalReplies) outcomes.push(this.#finalOutcome(await exchange));
-    this.#timed('dot');
-    this.#enter('done');
+    let at = this.#phaseBegan;
+    for (const reply of this.#finalReplies) {
+      const exchange = await reply;
+      at = this.#deps.now();
+      this.#markReply('reply', at, exchange);
+      outcomes.push(this.#finalOutcome(exchange));
+    }
+    this.#timed('dot', at);
+    this.#enter('done', at);
     // SMTP has one reply for all recipients of the leg, LMTP (RFC 2033 §4.2) one for each.
     return this.recipients.map((recipient, at) =>
       this.#withReport(recipient, outcomes[this.#isLmtp ? at : 0]!),
@@ -174,29 +193,48 @@ export class Leg {
 
   async #open(kept: KeptSession | null): Promise<Opened> {
     this.#reused = kept !== null;
-    if (kept !== null)
-      return this.#begin(kept, { kind: 'open', session: kept.session, host: kept.host, attempts: 0 });
+    if (kept !== null) {
+      this.#mark('reused', this.#phaseBegan, kept.host.host);
+      const opened = { kind: 'open', session: kept.session, host: kept.host, attempts: 0 } as const;
+      return this.#begin(kept, opened, this.#phaseBegan);
+    }
+    this.#mark('connect', this.#phaseBegan);
     this.#connecting = new AbortController();
     if (this.#dropped) this.#connecting.abort();
+    const { signal } = this.#connecting;
     const introduction = this.#introduction;
     const connect = introduction === null ? this.#deps.connect : { ...this.#deps.connect, introduction };
-    const opened = await openSession(this.nextHop, connect, this.#connecting.signal);
+    const opened = await openSession(this.nextHop, connect, signal, this.#watch());
     this.#connecting = null;
-    this.#timed('connect');
+    const at = this.#timed('connect');
     if (opened.kind === 'unreachable') {
       this.#answered = opened.answered;
+      this.#mark('unreachable', at, `${opened.reason} (attempts: ${opened.attempts})`);
       return opened;
     }
     const fresh = { session: opened.session, host: opened.host, messages: 0, identity: this.#identity };
     this.#deps.pool.opened(this.nextHop, fresh);
     this.#deps.onOpened(this.nextHop, opened.session.capabilities);
-    return this.#begin(fresh, opened);
+    return this.#begin(fresh, opened, at);
   }
 
-  #begin(kept: KeptSession, opened: Opened): Opened {
+  #watch(): ConnectWatch | undefined {
+    if (this.#line === null) return undefined;
+    return {
+      onTried: ({ host, port }, address, result) => {
+        const where = `${host}${address === null || address === host ? '' : ` [${address}]`} port ${port}`;
+        const at = this.#deps.now();
+        if (typeof result === 'string')
+          this.#mark('attempt-failed', at, result.startsWith(host) ? result : `${where}: ${result}`);
+        else this.#mark('connected', at, `${where}, ${result.tlsDescription}`);
+      },
+    };
+  }
+
+  #begin(kept: KeptSession, opened: Opened, at: number): Opened {
     this.#kept = kept;
     this.#ready = opened;
-    this.#enter('envelope');
+    this.#enter('envelope', at);
     if (this.#dropped) kept.session.abort();
     return opened;
   }
@@ -207,7 +245,7 @@ export class Leg {
     this.#ready = null;
     this.#mail = null;
     this.#turn = Promise.resolve();
-    this.#enter('connect');
+    this.#enter('connect', this.#deps.now());
     this.#opened = this.#open(null);
   }
 
@@ -224,6 +262,9 @@ export class Leg {
       line: mailCommand(sender.mailbox, sender.params, capabilities),
     } as const;
     let answer: Promise<Exchange>;
+    const isFirst = this.#mail === null;
+    if (isFirst) this.#mark('mail', began);
+    if (capabilities.pipelining) this.#mark('rcpt', began, recipient.mailbox.address);
     if (this.#mail === null && capabilities.pipelining) {
       // RFC 2920 §3.1: MAIL and the first RCPT in one write, with XFORWARD before them.
       const before = this.#introduction?.kind === 'xforward' ? this.#xforward(session) : NOTHING;
@@ -239,7 +280,8 @@ export class Leg {
         capabilities.pipelining || positive(await this.#mail) ? session.exchange([rcpt])[0]! : this.#mail;
     }
     const mailExchange = await this.#mail;
-    this.#deps.onPhase('mail', this.#since(began));
+    const mailAt = this.#timed('mail', this.#deps.now(), began);
+    if (isFirst) this.#markReply('mail-reply', mailAt, mailExchange);
     if (isGone(mailExchange) && (this.#reused || session !== this.session)) {
       if (session === this.session) this.#openAfresh();
       return await this.addRecipient(recipient);
@@ -249,8 +291,9 @@ export class Leg {
       void this.release();
       return this.#senderRefused;
     }
+    if (!capabilities.pipelining) this.#mark('rcpt', mailAt, recipient.mailbox.address);
     const exchange = await answer;
-    this.#deps.onPhase('rcpt', this.#since(began));
+    this.#markReply('rcpt-reply', this.#timed('rcpt', this.#deps.now(), began), exchange);
     if (!positive(exchange)) return this.#refusal(exchange, 'rcpt');
     this.recipients.push(recipient);
     return recipientOk();
@@ -288,17 +331,34 @@ export class Leg {
     return { kind: 'lost', nextHop: this.nextHop.label, phase, dotSent };
   }
 
-  #enter(phase: Leg['phase']): void {
+  /** Gives the time. */
+  #enter(phase: Leg['phase'], at: number): number {
     this.phase = phase;
-    this.#phaseBegan = this.#deps.now();
+    this.#phaseBegan = at;
+    return at;
   }
 
-  #timed(phase: DurationPhase): void {
-    this.#deps.onPhase(phase, this.#since(this.#phaseBegan));
+  /** Gives the time at which the phase ended. */
+  #timed(phase: DurationPhase, at = this.#deps.now(), began = this.#phaseBegan): number {
+    this.#deps.onPhase(phase, (at - began) / 1000);
+    return at;
   }
 
-  #since(began: number): number {
-    return (this.#deps.now() - began) / 1000;
+  #mark(event: LegEvent, at: number, detail: number | string | null = null): void {
+    if (this.#line !== null) this.#line.leg(this.#nth, event, at, detail);
+  }
+
+  #markReply(event: LegEvent, at: number, exchange: Exchange): void {
+    if (this.#line === null) return;
+    if (exchange.kind === 'lost') this.#line.leg(this.#nth, 'lost', at, exchange.detail);
+    // The next hop's own id for the message stands in its final reply.
+    else
+      this.#line.leg(
+        this.#nth,
+        event,
+        at,
+        event === 'reply' ? inFull(exchange.reply) : brief(exchange.reply),
+      );
   }
 }
 

@@ -8,6 +8,8 @@ export type HttpSources = Readonly<{
   metrics: () => Promise<{ contentType: string; text: string }>;
   ready: () => boolean;
   status: () => unknown;
+  /** How a transaction went, with addresses; null where it isn't known (any more). */
+  trace: (id: string) => unknown;
   /** Claim 10's manual switch. */
   setFastPath: (enabled: boolean) => void;
   /** Settles when new transactions run so. Rejects with what is wrong. */
@@ -46,6 +48,7 @@ async function respond(
   if (path === '/fast-path' || path === '/mode') return await change(request, response, sources, path);
   if (request.method !== 'GET' && request.method !== 'HEAD')
     return send(response, 405, 'only GET and HEAD\n');
+  if (path?.startsWith('/trace/')) return trace(request, response, sources, path.slice('/trace/'.length));
   switch (path) {
     case '/metrics': {
       const { contentType, text } = await sources.metrics();
@@ -62,6 +65,14 @@ async function respond(
     default:
       return send(response, 404, 'not found; there are /metrics /healthz /readyz /status\n');
   }
+}
+
+/** For `cutthrough trace`: it shows addresses, so it is for this machine alone. */
+function trace(request: IncomingMessage, response: ServerResponse, sources: HttpSources, id: string): void {
+  if (!isLoopback(request.socket.remoteAddress ?? '')) return send(response, 403, 'only from loopback\n');
+  const found = sources.trace(id);
+  if (found === null) return send(response, 404, 'no such transaction among the last ones\n');
+  send(response, 200, `${JSON.stringify(found)}\n`, JSON_TYPE);
 }
 
 /** What changes the proxy is done from this machine alone. */

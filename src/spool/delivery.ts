@@ -5,6 +5,7 @@ import { Leg, type LegDeps } from '../downstream/leg.ts';
 import { type Outcome, outcomeOf } from '../downstream/outcome.ts';
 import type { NextHop } from '../routing/routes.ts';
 import type { Recipient, Submission } from '../smtp/envelope.ts';
+import type { TimeLine } from '../time-line.ts';
 
 export type DeliveryDeps = Readonly<{
   leg: LegDeps;
@@ -20,6 +21,8 @@ export type Delivery = Submission &
     recipients: readonly Recipient[];
     /** Wire form without the final line, from the first octet. */
     body: () => AsyncIterable<Buffer>;
+    /** Of the transaction, while it is one. */
+    line?: TimeLine;
   }>;
 
 export type Delivered = Readonly<{
@@ -39,8 +42,8 @@ export async function deliver(
   deps: DeliveryDeps,
   interrupt: Interrupt,
 ): Promise<Delivered> {
-  const { recipients, body } = delivery;
-  const leg = new Leg(nextHop, delivery, deps.leg);
+  const { recipients, body, line } = delivery;
+  const leg = new Leg(nextHop, delivery, deps.leg, line);
   const outcomes = new Map<Recipient, Outcome>();
   const drop = () => leg.drop();
   const dropBeforeDot = () => {

@@ -19,6 +19,7 @@ import {
   recipientOk,
   transactionAborted,
 } from '../smtp/reply.ts';
+import type { RecentTimeLines, TimeLine } from '../time-line.ts';
 import { type RecipientRecord, TransactionRecord } from '../transaction-record.ts';
 import { Wait, type WaitLimit } from '../wait.ts';
 import type { MessageBuffer } from './buffer.ts';
@@ -33,6 +34,7 @@ export type IntakeDeps = Readonly<{
   log: Logger;
   /** Milliseconds, monotonic. */
   now: () => number;
+  timeLines: RecentTimeLines;
   /** --rcpt-deadline. */
   rcptDeadline: WaitLimit;
   newId: () => string;
@@ -66,6 +68,7 @@ export class StoredTransaction {
   readonly #waits = new Set<Wait>();
   #state: State = { name: 'envelope' };
   #refusal: Reply | null = null;
+  #bodyBegan = false;
   #last: readonly Buffer[] = [];
   /** Nobody waits for the reply any more. */
   #upstreamGone = false;
@@ -102,6 +105,10 @@ export class StoredTransaction {
     return { id: this.id, state: this.state, ms: Math.round(this.#record.milliseconds), legs };
   }
 
+  get timeLine(): TimeLine {
+    return this.#record.line;
+  }
+
   get recipientCount(): number {
     return this.#targets.length + this.#waits.size;
   }
@@ -120,19 +127,25 @@ export class StoredTransaction {
     if (this.state === 'ended') return transactionAborted();
     if (found !== null && found.kind !== 'next-hop' && found.kind !== 'temporary') {
       const refusal = refusalOfRoute(found);
-      record.answered(refusal);
+      this.#record.told(record, refusal);
       return refusal;
     }
     const nextHop = found?.kind === 'next-hop' ? found.nextHop : null;
     record.nextHop = nextHop?.label ?? '';
-    record.answered(recipientOk());
+    this.#record.told(record, recipientOk());
     this.#targets.push({ recipient, nextHop, record });
     return recipientOk();
+  }
+
+  /** An RCPT was answered without being looked at. */
+  noteRefusal(answer: Reply): void {
+    this.#record.refused(answer);
   }
 
   async startData(): Promise<Reply | null> {
     const { config, spooler, received } = this.#deps;
     if (this.#targets.length === 0) return noValidRecipients();
+    this.#record.line.upstream('data', this.#deps.now());
     this.#state = { name: 'starting' };
     const room = await spooler.hasRoom();
     if (this.state === 'ended') return transactionAborted();
@@ -143,6 +156,7 @@ export class StoredTransaction {
     const only = this.#targets.length === 1 ? this.#targets[0]!.recipient : null;
     const body = new MessageBody(received(this.sender, this.client, this.id, only), config);
     this.#state = { name: 'body', buffer: spooler.newBuffer(this.id), body };
+    this.#record.line.upstream('data-reply', this.#deps.now(), 354);
     return null;
   }
 
@@ -152,11 +166,20 @@ export class StoredTransaction {
     const { buffer, body } = this.#state;
     const { pieces, end, refusal } = body.push(chunk);
     this.#refusal ??= refusal;
+    if (!this.#bodyBegan || end !== -1) this.#noteBody(end === -1 ? null : body.octets);
     this.#deps.metrics.messageBytes.add(end === -1 ? chunk.length : end, 'in');
     if (end !== -1) this.#last = pieces;
     if (end !== -1 || this.#refusal !== null) return { end, ready: null };
     // A buffer that has failed says so again at the end.
     return { end, ready: buffer.write(pieces)?.catch(() => {}) ?? null };
+  }
+
+  /** @param octets of the whole message, once its end was seen */
+  #noteBody(octets: number | null): void {
+    const at = this.#deps.now();
+    if (!this.#bodyBegan) this.#record.line.upstream('body', at);
+    this.#bodyBegan = true;
+    if (octets !== null) this.#record.line.upstream('end-of-data', at, octets);
   }
 
   async finish(): Promise<Reply> {
@@ -249,7 +272,8 @@ export class StoredTransaction {
     );
     const { id, sender, client } = this;
     const deliveries = [...groups.values()].map(async ({ nextHop, recipients }) => {
-      const message = { id, sender, client, recipients, body: () => buffer.read() };
+      const { line } = this.#record;
+      const message = { id, sender, client, recipients, body: () => buffer.read(), line };
       const { outcomes } = await deliver(nextHop, message, delivery, interrupt);
       for (const [recipient, outcome] of outcomes)
         results.set(recipient, { recipient, nextHop: nextHop.label, outcome });
@@ -277,7 +301,7 @@ export class StoredTransaction {
   #end(result: TransactionResult, answer: Reply | null, extra: Record<string, number>): void {
     if (this.#state.name === 'ended') return;
     this.#state = { name: 'ended' };
-    this.#record.end(result, answer?.code ?? null, extra);
+    this.#record.end(result, answer, extra);
     this.#deps.onEnd(this);
   }
 }

@@ -303,8 +303,10 @@ export class UpstreamConnection extends SMTPConnection {
       slot.reply = reply;
       this.#flushSlots();
     };
-    if (!('mailbox' in recipient)) settle(recipient);
-    else transaction.addRecipient(recipient).then(settle, (error: unknown) => settle(this.#bug(error)));
+    if (!('mailbox' in recipient)) {
+      transaction.noteRefusal(recipient);
+      settle(recipient);
+    } else transaction.addRecipient(recipient).then(settle, (error: unknown) => settle(this.#bug(error)));
     if (this.#slots.length >= this.#context.config.maxRecipients + SPARE_SLOTS) this.#afterSlots(next);
     else this.#whenRead(next);
   }

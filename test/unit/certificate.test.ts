@@ -62,7 +62,14 @@ test.each<[cert: string, key: string, errors: readonly RegExp[]]>([
     'text',
     [/^--tls-cert .*text: is no PEM certificate/, /^--tls-key .*text: is no unencrypted PEM private key/],
   ],
-  ['no.crt', 'no.key', [/^--tls-cert .*cannot be read: ENOENT/, /^--tls-key .*cannot be read: ENOENT/]],
+  [
+    'no.crt',
+    'no.key',
+    [
+      /^--tls-cert .*cannot be read: there is no such file/,
+      /^--tls-key .*cannot be read: there is no such file/,
+    ],
+  ],
 ])('reports all that is wrong with %s and %s', (cert, key, errors) => {
   const report = checkCertificate({ tlsCert: at(cert), tlsKey: at(key), routes: [] }, NOW);
   expect(report.errors).toEqual(errors.map((error) => expect.stringMatching(error)));
@@ -91,7 +98,7 @@ describe('the authorities of routes', () => {
   });
 
   test.each([
-    ['none', /^--route \?ca=.*none: cannot be read: ENOENT/],
+    ['none', /^--route \?ca=.*none: cannot be read: there is no such file/],
     ['text', /^--route \?ca=.*text: holds no PEM certificate$/],
     ['a.key', /^--route \?ca=.*a\.key: holds no PEM certificate$/],
     ['broken', /^--route \?ca=.*broken: holds a broken certificate/],

@@ -724,7 +724,7 @@ describe('loadConfig', () => {
     const name = path.join(directory, 'missing.yaml');
     expect(loadConfig({ machine, flags: { config: name } })).toMatchObject({
       ok: false,
-      errors: [expect.stringMatching(/^--config .*missing\.yaml: cannot be read: ENOENT/)],
+      errors: [expect.stringMatching(/^--config .*missing\.yaml: cannot be read: there is no such file/)],
     });
   });
 });

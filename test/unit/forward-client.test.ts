@@ -190,6 +190,10 @@ describe('who is introduced to whom', () => {
       mx: { resolve: async () => ({ kind: 'hosts', candidates: [candidate] }) },
       mxPort: 25,
       mxTls: 'off',
+      authorities: new Map(),
+      mxAuthorities: null,
+      mtaSts: null,
+      dane: null,
     });
     const found = await router.route('a.example');
     return (found as { nextHop: NextHop }).nextHop;
