@@ -1,6 +1,6 @@
 // Builds the real parts and wires them: the only place that knows the clock, the resolver, files and random numbers.
 // createProxy() is what `cutthrough serve` runs, and what an embedding program or a test imports.
-import { randomBytes } from 'node:crypto';
+import { randomBytes, X509Certificate } from 'node:crypto';
 import { lookup as systemLookup } from 'node:dns/promises';
 import { readFile } from 'node:fs/promises';
 import { isIP } from 'node:net';
@@ -86,6 +86,8 @@ type Generation = Readonly<{
   router: Router;
   mtaSts: MtaSts | null;
   certificate: Certificate | null;
+  /** Unix time of its end; 0 without one. */
+  certificateExpiry: number;
   rcptDeadline: WaitLimit;
 }>;
 
@@ -146,6 +148,7 @@ class RunningProxy implements Proxy {
     read(this.#metrics.queueMessages, () => this.#spool?.queue.size ?? 0);
     read(this.#metrics.queueOldestAge, () => this.#spool?.queue.oldestAgeSeconds ?? 0);
     this.#readSpool();
+    this.#readLimits(read);
     this.#budget = new MemoryBudget(config.maxBufferedBytes);
     this.#fastPath = new FastPathMonitor({
       // Pure cut-through has limits of its own that answer for load; there only the switch counts.
@@ -172,6 +175,16 @@ class RunningProxy implements Proxy {
     collect(spoolBytes, 'octets', 'octets');
   }
 
+  /** What a reload can change; beside each stands what it limits. */
+  #readLimits(read: (gauge: Gauge, now: () => number) => void): void {
+    const { upstreamConnectionsLimit, bufferedBytesLimit, queueAgeLimit, certificateExpiry } = this.#metrics;
+    read(upstreamConnectionsLimit, () => this.#config.maxConnections);
+    // The spool's budget is made once.
+    read(bufferedBytesLimit, () => (this.#spool ? this.#budget.limit : this.#config.maxBufferedBytes));
+    read(queueAgeLimit, () => this.#config.maxQueueAgeMs / 1000);
+    read(certificateExpiry, () => this.#generation?.certificateExpiry ?? 0);
+  }
+
   get addresses(): { listen: readonly string[]; http: string | null } {
     return { listen: this.#listeners.map((listener) => listener.url), http: this.#http?.address ?? null };
   }
@@ -181,6 +194,7 @@ class RunningProxy implements Proxy {
     this.#generation = await this.#generationOf(config);
     if (Spool.isNeeded(config)) this.#spool = await this.#openSpool(config);
     const { certificate } = this.#generation;
+    for (const { protocol } of config.listen) this.#metrics.upstreamConnections.show(protocol);
     this.#listeners = config.listen.map(
       (address) => new Listener(address, config, certificate, this.#listenerDeps()),
     );
@@ -236,6 +250,7 @@ class RunningProxy implements Proxy {
       budget: this.#budget,
       log: this.#log,
       onCommitted: (ms) => this.#fastPath.observeSpoolLatency(ms),
+      onFailed: (reason) => metrics.spoolFailures.inc(reason),
       queue: {
         route: (domain) => this.#generation!.router.route(domain || this.#config.hostname),
         newPool: () => this.#newPool(),
@@ -313,8 +328,11 @@ class RunningProxy implements Proxy {
         : { cert: await readFile(config.tlsCert), key: await readFile(config.tlsKey) };
     // A pair that doesn't fit must be found out before any listener has taken it.
     if (certificate !== null) createSecureContext(certificate);
+    const expiry =
+      certificate === null ? 0 : Date.parse(new X509Certificate(certificate.cert).validTo) / 1000;
     const rcptDeadline = new WaitLimit(config.rcptDeadlineMs);
-    return { config, admission: createAdmission(config), router, mtaSts, certificate, rcptDeadline };
+    const admission = createAdmission(config);
+    return { config, admission, router, mtaSts, certificate, certificateExpiry: expiry, rcptDeadline };
   }
 
   /** RFC 5321 §5.1: our own name, or an address at which connecting would reach ourselves. */

@@ -66,6 +66,11 @@ export class TallyCounter {
     });
   }
 
+  /** Reported from now on, at 0: a series that begins with its first event hides it, since nothing increases from nothing. */
+  show(first = '', second = ''): void {
+    this.#cells.at(first, second);
+  }
+
   /** Label values in the order of their names. */
   inc(first = '', second = ''): void {
     this.#cells.at(first, second).value++;
@@ -91,13 +96,17 @@ export class TallyHistogram {
       sum: 0,
     }));
     const { name, help, labelNames, registry } = definition;
-    // Without labels there is just one, and Prometheus should see it before its first value.
-    if (labelNames.length === 0) this.#cells.at('', '');
+    if (labelNames.length === 0) this.show();
     const metric = {
       name,
       get: async () => ({ name, help, type: 'histogram', aggregator: 'sum', values: this.#values(name) }),
     };
     registry.registerMetric(metric as unknown as Counter);
+  }
+
+  /** Reported from now on, empty; see TallyCounter.show(). */
+  show(first = '', second = ''): void {
+    this.#cells.at(first, second);
   }
 
   observe(value: number, first = '', second = ''): void {

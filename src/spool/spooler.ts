@@ -24,6 +24,8 @@ export type SpoolerDeps = Readonly<{
   log: Logger;
   /** How long it took to make a message durable, milliseconds. */
   onCommitted: (ms: number) => void;
+  /** A message that could not be taken. */
+  onFailed: (reason: 'full' | 'error') => void;
 }>;
 
 /** What became of a recipient; `outcome` is null where nothing was tried, or the delivery is still under way. */
@@ -43,9 +45,11 @@ export class Spooler {
     return this.#deps.queue;
   }
 
-  /** Free disk is above --spool-min-free. */
-  hasRoom(): Promise<boolean> {
-    return this.#deps.store.hasRoom();
+  /** For one more message: free disk is above --spool-min-free. */
+  async hasRoom(): Promise<boolean> {
+    const room = await this.#deps.store.hasRoom();
+    if (!room) this.#deps.onFailed('full');
+    return room;
   }
 
   newBuffer(id: string): MessageBuffer {
@@ -118,7 +122,7 @@ export class Spooler {
     buffer: MessageBuffer,
     rest: Promise<readonly Result[]> | null = null,
   ): Promise<Settled> {
-    const { store, queue, now, log, onCommitted } = this.#deps;
+    const { store, queue, now, log, onCommitted, onFailed } = this.#deps;
     const { id, sender, client } = submission;
     await this.#reportRelayed(submission, results, buffer);
     const began = performance.now();
@@ -155,6 +159,7 @@ export class Spooler {
       await this.discard(buffer);
       const { code } = error as NodeJS.ErrnoException;
       const full = code === 'ENOSPC' || code === 'EDQUOT';
+      onFailed(full ? 'full' : 'error');
       return { reply: full ? noDiskSpace() : storageFailed(), result: 'deferred' };
     }
   }

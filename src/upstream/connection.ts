@@ -158,7 +158,10 @@ export class UpstreamConnection extends SMTPConnection {
   override init(): void {
     this._setListeners(() => {
       this.#awaitUpstream();
-      if (!this.#context.hasRoom()) return this.#say('', replies.overloadedConnections());
+      if (!this.#context.hasRoom()) {
+        this.#context.metrics.upstreamConnectionsRefused.inc();
+        return this.#say('', replies.overloadedConnections());
+      }
       const delayMs = this.#trusted ? 0 : this.#context.config.greetingDelayMs;
       if (delayMs === 0) return this.connectionReady();
       setTimeout(() => {
