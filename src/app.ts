@@ -13,6 +13,7 @@ import type { Gauge } from 'prom-client';
 import { type Config, type Options, parseConfig } from './config.ts';
 import { Transaction } from './cut-through/transaction.ts';
 import { SOCKET_HIGH_WATER_OCTETS } from './downstream/connect.ts';
+import { NextHopHealth } from './downstream/health.ts';
 import type { LegDeps } from './downstream/leg.ts';
 import { SessionPool } from './downstream/pool.ts';
 import { type HttpServer, startHttp } from './http/server.ts';
@@ -28,6 +29,7 @@ import type { DeliveryDeps } from './spool/delivery.ts';
 import { FastPathMonitor } from './spool/fast-path.ts';
 import { Spool } from './spool/spool.ts';
 import { StoredTransaction } from './spool/stored-transaction.ts';
+import { statusOf } from './status.ts';
 import { type Admission, createAdmission } from './upstream/admission.ts';
 import type { SessionContext } from './upstream/connection.ts';
 import { type Certificate, Listener } from './upstream/listener.ts';
@@ -102,6 +104,8 @@ class RunningProxy implements Proxy {
   #serial = 0;
   #connections = 0;
   readonly #sessions = { active: 0, idle: 0 };
+  readonly #health = new NextHopHealth(() => performance.now());
+  readonly #startedMs = performance.now();
   #draining = false;
   #closed: Promise<void> | null = null;
   #onIdle: (() => void) | null = null;
@@ -154,6 +158,7 @@ class RunningProxy implements Proxy {
   async start(): Promise<void> {
     const config = this.#first;
     this.#generation = await this.#generationOf(config);
+    this.#health.configure(this.#generation.router.staticNextHops);
     if (Spool.isNeeded(config)) this.#spool = await this.#openSpool(config);
     const { certificate } = this.#generation;
     this.#listeners = config.listen.map(
@@ -191,6 +196,7 @@ class RunningProxy implements Proxy {
       this.#spool.recover();
     }
     this.#generation = generation;
+    this.#health.configure(generation.router.staticNextHops);
     this.#metrics.setMode(config.mode, config.fallback);
   }
 
@@ -338,6 +344,7 @@ class RunningProxy implements Proxy {
       now: () => performance.now(),
       onPhase: (phase, seconds) => metrics.phaseDuration.observe(seconds, phase),
       pool,
+      health: this.#health,
       onOpened: (nextHop, offered) => this.#dsn.set(nextHop.key, offered.dsn),
       connect: {
         config,
@@ -443,23 +450,28 @@ class RunningProxy implements Proxy {
       metrics: async () => ({ contentType: this.#metrics.registry.contentType, text: await this.metrics() }),
       ready: () => !this.#draining && this.#listeners.every((listener) => listener.server.listening),
       status: () => this.#status(),
+      details: () => this.#config.httpDetails,
       setFastPath: (enabled: boolean) => this.#fastPath.setManually(enabled),
       setMode: (mode: string, fallback: string | null) => this.#setMode(mode, fallback),
     };
   }
 
   #status() {
-    return {
-      version: VERSION,
-      mode: this.#config.mode,
-      fallback: this.#config.fallback,
-      fastPath: { enabled: this.#fastPath.enabled, reasons: this.#fastPath.reasons },
-      queue: { messages: this.#spool?.queue.size ?? 0, bytes: this.#spool?.queue.octets ?? 0 },
-      draining: this.#draining,
+    return statusOf({
+      config: this.#config,
+      metrics: this.#metrics,
+      fastPath: this.#fastPath,
+      queue: this.#spool?.queue ?? null,
+      health: this.#health,
       listen: this.addresses.listen,
+      draining: this.#draining,
       connections: this.#connections,
-      transactions: [...this.#transactions].map((transaction) => transaction.describe()),
-    };
+      sessions: this.#sessions,
+      bufferedBytes: this.#unsentBytes() + this.#budget.used,
+      transactions: this.#transactions,
+      nowMs: performance.now(),
+      startedMs: this.#startedMs,
+    });
   }
 }
 

@@ -12,11 +12,13 @@ import { replyClass } from '../smtp/reply.ts';
 import { DownstreamSession, OpenError, type ReplyPhase, type SessionOptions } from './session.ts';
 
 /** The `result` label of cutthrough_downstream_connect_attempts_total. */
-type ConnectResult = 'ok' | 'refused' | 'timeout' | 'dns' | 'tls' | 'greeting';
+type ConnectResult = 'ok' | ConnectFailure;
+export type ConnectFailure = 'refused' | 'timeout' | 'dns' | 'tls' | 'greeting';
 
 export type Opened =
   | Readonly<{ kind: 'open'; session: DownstreamSession; host: HopHost; attempts: number }>
-  | Readonly<{ kind: 'unreachable'; attempts: number; reason: string }>;
+  /** `failure`: of the last try that ended by itself; null where the caller's signal ended the first. */
+  | Readonly<{ kind: 'unreachable'; attempts: number; reason: string; failure: ConnectFailure | null }>;
 
 export type ConnectDeps = Readonly<{
   config: Pick<
@@ -41,11 +43,11 @@ const MAX_BACKOFF_MS = 5_000;
 export const SOCKET_HIGH_WATER_OCTETS = 128 * 1024;
 
 class ConnectError extends Error {
-  readonly result: ConnectResult;
+  readonly result: ConnectFailure;
   /** The host has said for good that it takes no mail. */
   readonly final: boolean;
 
-  constructor(result: ConnectResult, message: string, options: { final?: boolean; cause?: unknown } = {}) {
+  constructor(result: ConnectFailure, message: string, options: { final?: boolean; cause?: unknown } = {}) {
     super(message, { cause: options.cause });
     this.result = result;
     this.final = options.final ?? false;
@@ -59,6 +61,7 @@ export async function openSession(nextHop: NextHop, deps: ConnectDeps, signal: A
   const hosts = new Set(nextHop.hosts);
   let attempts = 0;
   let lastReason = 'no host to connect to';
+  let failure: ConnectFailure | null = null;
   const attempt = async (attemptNumber: number) => {
     attempts = attemptNumber;
     if (attemptNumber > 1) deps.onRetry();
@@ -68,12 +71,13 @@ export async function openSession(nextHop: NextHop, deps: ConnectDeps, signal: A
       } catch (error) {
         if (!(error instanceof ConnectError)) throw new AbortError(asError(error));
         lastReason = error.message;
+        if (!signal.aborted) failure = error.result;
         signal.throwIfAborted();
         if (error.final) hosts.delete(host);
       }
     }
-    const failure = new NoHostAnswers(lastReason);
-    throw hosts.size === 0 ? new AbortError(failure) : failure;
+    const noHost = new NoHostAnswers(lastReason);
+    throw hosts.size === 0 ? new AbortError(noHost) : noHost;
   };
   try {
     const { session, host } = await pRetry(attempt, {
@@ -87,7 +91,7 @@ export async function openSession(nextHop: NextHop, deps: ConnectDeps, signal: A
     return { kind: 'open', session, host, attempts };
   } catch (error) {
     if (!signal.aborted && !(error instanceof NoHostAnswers)) throw error;
-    return { kind: 'unreachable', attempts, reason: lastReason };
+    return { kind: 'unreachable', attempts, reason: lastReason, failure };
   }
 }
 
@@ -174,7 +178,7 @@ async function openAt(
   }
 }
 
-const RESULT_OF_PHASE: Partial<Record<ReplyPhase, ConnectResult>> = { starttls: 'tls' };
+const RESULT_OF_PHASE: Partial<Record<ReplyPhase, ConnectFailure>> = { starttls: 'tls' };
 
 function asConnectError(error: OpenError): ConnectError {
   const result = RESULT_OF_PHASE[error.phase] ?? (error.timedOut ? 'timeout' : 'greeting');
@@ -213,7 +217,7 @@ function settled(
   signal: AbortSignal,
   to: string,
 ): Promise<Socket> {
-  const failed: ConnectResult = event === 'secureConnect' ? 'tls' : 'refused';
+  const failed: ConnectFailure = event === 'secureConnect' ? 'tls' : 'refused';
   return new Promise((resolve, reject) => {
     const finish = (error: ConnectError | null) => {
       clearTimeout(timer);

@@ -7,6 +7,7 @@ import { type Capabilities, mailCommand, rcptCommand, refusalBeforeMail } from '
 import type { Recipient, Sender } from '../smtp/envelope.ts';
 import { legLost, nextHopUnreachable, passOn, type Reply, recipientOk, replyClass } from '../smtp/reply.ts';
 import { type ConnectDeps, type Opened, openSession } from './connect.ts';
+import type { FailureCause, FailurePhase, HopHealth, NextHopHealth } from './health.ts';
 import { type Outcome, outcomeOf } from './outcome.ts';
 import type { KeptSession, SessionPool } from './pool.ts';
 import type { DownstreamSession, Exchange } from './session.ts';
@@ -17,6 +18,7 @@ export type LegDeps = Readonly<{
   now: () => number;
   onPhase: (phase: DurationPhase, seconds: number) => void;
   pool: SessionPool;
+  health: NextHopHealth;
   /** What the next hop turned out to offer. */
   onOpened: (nextHop: NextHop, offered: Capabilities) => void;
 }>;
@@ -30,6 +32,7 @@ export class Leg {
 
   readonly #sender: Sender;
   readonly #deps: LegDeps;
+  readonly #health: HopHealth;
   /** Ends the connecting; null while there is none. */
   #connecting: AbortController | null = null;
   #dropped = false;
@@ -45,6 +48,8 @@ export class Leg {
   /** Where the peer doesn't pipeline: settles when the last command was answered. */
   #turn: Promise<unknown> = Promise.resolve();
   #finalReplies: Promise<Exchange>[] = [];
+  /** Every recipient hears of a lost session, but it is one failure. */
+  #lossNoted = false;
   #phaseBegan: number;
 
   constructor(nextHop: NextHop, sender: Sender, deps: LegDeps) {
@@ -52,7 +57,9 @@ export class Leg {
     this.#sender = sender;
     this.#deps = deps;
     this.#phaseBegan = deps.now();
-    this.#opened = this.#open(deps.pool.take(nextHop));
+    const kept = deps.pool.take(nextHop);
+    this.#health = kept?.health ?? deps.health.of(nextHop);
+    this.#opened = this.#open(kept);
   }
 
   /** Null while connecting, or when the next hop is unreachable. */
@@ -94,19 +101,30 @@ export class Leg {
   /** DATA at the next hop. Null when it answered 354 and waits for the body. */
   async startData(): Promise<Outcome | null> {
     const { session } = this;
-    if (session === null || session.lost !== null) return this.#lostOutcome('data', false);
+    if (session === null) return this.#lostOutcome('data', false);
+    if (session.lost !== null) {
+      this.#noteLoss('data');
+      return this.#lostOutcome('data', false);
+    }
     this.#enter('data');
     const exchange = await session.exchange([{ phase: 'data', line: 'DATA' }])[0]!;
     this.#timed('data');
-    if (exchange.kind === 'lost') return this.#lostOutcome('data', false);
+    if (exchange.kind === 'lost') {
+      this.#noteLoss('data');
+      return this.#lostOutcome('data', false);
+    }
     if (exchange.reply.code === 354) {
       this.#finalReplies = session.expectFinalReplies(this.#isLmtp ? this.recipients.length : 1);
       this.#enter('body');
       return null;
     }
     const outcome = outcomeOf(exchange.reply);
-    if (outcome !== null && outcome.kind !== 'accepted') return outcome;
+    if (outcome !== null && outcome.kind !== 'accepted') {
+      this.#health.refused(this.#deps.now());
+      return outcome;
+    }
     // Neither 354 nor a refusal: what the peer would make of the body is anybody's guess.
+    this.#noteLoss('data');
     this.drop();
     return this.#lostOutcome('data', false);
   }
@@ -131,10 +149,18 @@ export class Leg {
     for (const exchange of this.#finalReplies) outcomes.push(this.#finalOutcome(await exchange));
     this.#timed('dot');
     this.#enter('done');
+    if (outcomes.some(({ kind }) => kind === 'accepted')) this.#health.delivered(this.#phaseBegan);
+    else if (outcomes.some(({ kind }) => kind !== 'lost')) this.#health.refused(this.#phaseBegan);
     // SMTP has one reply for all recipients of the leg, LMTP (RFC 2033 §4.2) one for each.
     return this.recipients.map((recipient, at) =>
       this.#withReport(recipient, outcomes[this.#isLmtp ? at : 0]!),
     );
+  }
+
+  /** The leg is out before its dot: a refusal in mid-body, a session lost, or a peer that takes nothing any more. */
+  failedInBody(outcome: Outcome, cause?: FailureCause): void {
+    if (outcome.kind === 'lost') this.#noteLoss('body', cause);
+    else this.#health.refused(this.#deps.now());
   }
 
   /** Destroys the session at once, without a dot, QUIT or RSET; stops connecting. */
@@ -164,8 +190,11 @@ export class Leg {
     const opened = await openSession(this.nextHop, this.#deps.connect, this.#connecting.signal);
     this.#connecting = null;
     this.#timed('connect');
-    if (opened.kind === 'unreachable') return opened;
-    const fresh = { session: opened.session, host: opened.host, messages: 0 };
+    if (opened.kind === 'unreachable') {
+      if (opened.failure !== null) this.#health.failed('connect', opened.failure, this.#deps.now());
+      return opened;
+    }
+    const fresh = { session: opened.session, host: opened.host, messages: 0, health: this.#health };
     this.#deps.pool.opened(this.nextHop, fresh);
     this.#deps.onOpened(this.nextHop, opened.session.capabilities);
     return this.#begin(fresh, opened);
@@ -232,7 +261,11 @@ export class Leg {
   /** What the upstream's RCPT gets when the next hop did not say 2xx to MAIL or RCPT. */
   #refusal(exchange: Exchange, phase: 'mail' | 'rcpt'): Reply {
     const passed = exchange.kind === 'reply' ? passOn(exchange.reply) : null;
-    if (passed !== null) return passed;
+    if (passed !== null) {
+      this.#health.refused(this.#deps.now());
+      return passed;
+    }
+    this.#noteLoss(phase);
     this.drop();
     return legLost(this.nextHop.label, phase);
   }
@@ -240,6 +273,7 @@ export class Leg {
   #finalOutcome(exchange: Exchange): Outcome {
     const outcome = exchange.kind === 'reply' ? outcomeOf(exchange.reply) : null;
     if (outcome !== null) return outcome;
+    this.#noteLoss('dot');
     // Where a peer that talks nonsense stands, nobody knows: it gets no further message.
     this.drop();
     return this.#lostOutcome('dot', true);
@@ -249,6 +283,14 @@ export class Leg {
     const wanted = params.notify?.split(',').includes('SUCCESS') ?? false;
     if (!wanted || outcome.kind !== 'accepted' || this.session?.capabilities.dsn) return outcome;
     return { ...outcome, relayed: true };
+  }
+
+  /** Before the leg is dropped: what we have ended ourselves is no failure of the next hop's. */
+  #noteLoss(phase: FailurePhase, known?: FailureCause): void {
+    const cause = known ?? this.session?.lost?.cause ?? 'protocol';
+    if (cause === 'aborted' || this.#lossNoted) return;
+    this.#lossNoted = true;
+    this.#health.failed(phase, cause, this.#deps.now());
   }
 
   #lostOutcome(phase: string, dotSent: boolean): Outcome {

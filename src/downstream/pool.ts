@@ -3,9 +3,15 @@
 // with the peer's own final reply, and is never shared between upstream sessions. There are as many as were in use at a time.
 // Owns the sessions it holds: close() ends them politely. One that the peer has closed meanwhile is forgotten.
 import type { HopHost, NextHop } from '../routing/routes.ts';
+import type { HopHealth } from './health.ts';
 import type { DownstreamSession } from './session.ts';
 
-export type KeptSession = { session: DownstreamSession; host: HopHost; messages: number };
+export type KeptSession = {
+  session: DownstreamSession;
+  host: HopHost;
+  messages: number;
+  readonly health: HopHealth;
+};
 
 export type PoolDeps = Readonly<{
   /** How many sessions are in use and kept has changed. */
@@ -29,19 +35,20 @@ export class SessionPool {
   take(nextHop: NextHop): KeptSession | null {
     const kept = this.#idle.get(nextHop.key)?.pop();
     if (kept === undefined) return null;
-    this.#deps.onCount({ active: 1, idle: -1 });
+    this.#count(kept, 1, -1);
     this.#deps.onReuse();
     return kept;
   }
 
   /** Counts a session just opened as in use until it is gone. */
   opened(nextHop: NextHop, kept: KeptSession): void {
-    this.#deps.onCount({ active: 1, idle: 0 });
+    this.#count(kept, 1, 0);
     const onGone = () => {
       const all = this.#idle.get(nextHop.key) ?? [];
       const at = all.indexOf(kept);
       if (at !== -1) all.splice(at, 1);
-      this.#deps.onCount(at !== -1 ? { active: 0, idle: -1 } : { active: -1, idle: 0 });
+      if (at !== -1) this.#count(kept, 0, -1);
+      else this.#count(kept, -1, 0);
     };
     if (kept.session.lost !== null) onGone();
     else kept.session.once('end', onGone);
@@ -56,12 +63,18 @@ export class SessionPool {
     const idle = this.#idle.get(nextHop.key);
     if (idle === undefined) this.#idle.set(nextHop.key, [kept]);
     else idle.push(kept);
-    this.#deps.onCount({ active: -1, idle: 1 });
+    this.#count(kept, -1, 1);
   }
 
   /** Settles when every kept session is gone; those still in use go when they are given back. */
   async close(): Promise<void> {
     this.#closed = true;
     await Promise.all([...this.#idle.values()].flat().map(({ session }) => session.quit()));
+  }
+
+  #count({ health }: KeptSession, active: number, idle: number): void {
+    health.active += active;
+    health.idle += idle;
+    this.#deps.onCount({ active, idle });
   }
 }
