@@ -106,7 +106,7 @@ function columnsOf(width) {
   const narrow = width < 560;
   const clamp = (/** @type {number} */ low, /** @type {number} */ high, /** @type {number} */ value) =>
     Math.round(Math.min(high, Math.max(low, value)));
-  const leftWidth = clamp(56, 124, width * 0.11);
+  const leftWidth = clamp(64, 124, width * 0.11);
   const middleWidth = clamp(100, 250, width * 0.25);
   const rightWidth = clamp(112, 290, width * 0.28);
   const gap = (width - leftWidth - middleWidth - rightWidth - 2) / 2;

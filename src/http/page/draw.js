@@ -43,7 +43,7 @@ const fitted = new WeakMap();
  * @param {string} text
  * @param {number} room
  */
-function fit(at, text, room) {
+function place(at, text, room) {
   const wanted = `${Math.round(room)} ${text}`;
   if (fitted.get(at) === wanted) return;
   fitted.set(at, wanted);
@@ -167,7 +167,7 @@ function newBox({ health, tone, isId, isLarge }) {
 }
 
 /** @param {Element} group @param {Box} box */
-function drawBox(group, { x, y, width, height, title, note, tone, health, isId, isLarge }) {
+function drawBox(group, { x, y, width, height, title, note, tone, health }) {
   set(group, 'transform', `translate(${Math.round(x)} ${Math.round(y * 10) / 10})`);
   const [rect, mark] = group.querySelectorAll('rect');
   const [first, second] = group.querySelectorAll('text');
@@ -184,8 +184,8 @@ function drawBox(group, { x, y, width, height, title, note, tone, health, isId, 
   }
   set(first, 'x', indent);
   set(second, 'x', 11);
-  fit(first, title, width - indent - 6);
-  fit(second, note, width - 17);
+  place(first, title, width - indent - 6);
+  place(second, note, width - 17);
   const tip = group.querySelector('title');
   if (tip !== null) write(tip, note === '' ? title : `${title}: ${note}`);
 }
