@@ -31,8 +31,6 @@ export type StatusSources = Readonly<{
   startedMs: number;
 }>;
 
-export type Status = ReturnType<typeof statusOf>;
-
 export function statusOf(sources: StatusSources) {
   const { config, fastPath, health, transactions } = sources;
   const details = config.httpDetails;

@@ -13,7 +13,7 @@ import { DownstreamSession, OpenError, type ReplyPhase, type SessionOptions } fr
 
 /** The `result` label of cutthrough_downstream_connect_attempts_total. */
 type ConnectResult = 'ok' | ConnectFailure;
-export type ConnectFailure = 'refused' | 'timeout' | 'dns' | 'tls' | 'greeting';
+type ConnectFailure = 'refused' | 'timeout' | 'dns' | 'tls' | 'greeting';
 
 export type Opened =
   | Readonly<{ kind: 'open'; session: DownstreamSession; host: HopHost; attempts: number }>

@@ -20,6 +20,7 @@ const TOOLS = {
   xfs_io: 'xfsprogs',
   'mkfs.ext4': 'e2fsprogs',
   faketime: 'faketime',
+  chromium: 'chromium',
 } as const;
 export type Tool = keyof typeof TOOLS;
 

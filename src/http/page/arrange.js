@@ -203,6 +203,7 @@ function groupBox({ key, phase, transactions }, { middle: x, middleWidth: width,
   const [first] = transactions;
   if (isMany || first === undefined) {
     const oldest = Math.max(0, ...transactions.map(({ ms }) => ms));
+    if (narrow) return { ...at, title: count(transactions.length), note: PHASE_NAMES[phase] };
     const note = first === undefined ? '' : `oldest ${age(oldest)}`;
     return { ...at, title: `${count(transactions.length)} ${PHASE_NAMES[phase]}`, note };
   }

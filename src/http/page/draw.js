@@ -49,7 +49,10 @@ function place(at, text, room) {
   fitted.set(at, wanted);
   at.textContent = text;
   const length = at.getComputedTextLength();
-  if (length > room) at.textContent = shortened(text, Math.floor(([...text].length * room) / length));
+  if (length <= room) return;
+  let most = Math.floor(([...text].length * room) / length);
+  do at.textContent = shortened(text, most--);
+  while (most > 0 && at.getComputedTextLength() > room);
 }
 
 /** @param {Health} health */

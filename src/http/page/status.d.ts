@@ -1,5 +1,5 @@
-// The shape of /status as the page reads it. test/unit/status.test.ts holds it against what statusOf() gives.
-export type LegStatus = Readonly<{ nextHop: string; phase: string; recipients: number }>;
+// The shape of /status as the page reads it. test/integration/http.test.ts holds it against what statusOf() gives.
+type LegStatus = Readonly<{ nextHop: string; phase: string; recipients: number }>;
 
 export type TransactionStatus = Readonly<{
   id: string;
@@ -13,7 +13,7 @@ export type TransactionStatus = Readonly<{
   recipients?: readonly string[];
 }>;
 
-export type Outcomes = Readonly<{ delivered: number; refused: number; failed: number }>;
+type Outcomes = Readonly<{ delivered: number; refused: number; failed: number }>;
 
 export type HopStatus = Readonly<{
   name: string;
