@@ -177,7 +177,7 @@ function passedBox({ totals }, rates, { middle, middleWidth, narrow }, y, isAlon
   const taken = ['delivered', 'spooled'].reduce((sum, result) => sum + rates.of(`result ${result}`), 0);
   const ever = Object.values(totals.transactions).reduce((sum, n) => sum + n, 0);
   const rest = perSecond - taken;
-  const busy = narrow ? `${rate(rest)}/s not` : `${rate(taken)}/s taken, ${rate(rest)}/s not`;
+  const busy = narrow ? (rest > 0 ? `ended, ${rate(rest)} not` : 'ended') : `${rate(taken)}/s taken, ${rate(rest)}/s not`;
   const none = ever === 0 ? 'no mail yet' : 'no mail now';
   return {
     key: 'passed',
@@ -185,8 +185,8 @@ function passedBox({ totals }, rates, { middle, middleWidth, narrow }, y, isAlon
     y,
     width: middleWidth,
     height: BOX,
-    title: narrow ? `${rate(perSecond)}/s ended` : `${rate(perSecond)} ended a second`,
-    note: perSecond > 0 ? busy : isAlone ? none : 'none has ended just now',
+    title: narrow ? `${rate(perSecond)}/s` : `${rate(perSecond)} ended a second`,
+    note: perSecond > 0 ? busy : isAlone ? none : narrow ? 'ended' : 'none has ended just now',
     tone: perSecond > 0 ? (taken > 0 ? 'body' : 'refused') : 'done',
   };
 }
@@ -251,8 +251,9 @@ export function failureOf({ lastFailure }) {
  * @param {number} y
  * @returns {Box}
  */
-function moreBox(n, { right: x, rightWidth: width }, y) {
-  return { key: 'more', x, y, width, height: BOX, title: `${count(n)} more`, note: 'in the table below' };
+function moreBox(n, { right: x, rightWidth: width, narrow }, y) {
+  const note = narrow ? 'see the table' : 'in the table below';
+  return { key: 'more', x, y, width, height: BOX, title: `${count(n)} more`, note };
 }
 
 /**
