@@ -14,6 +14,7 @@ import { readAuthorities } from './certificate.ts';
 import { type Config, type Options, parseConfig } from './config.ts';
 import { Transaction } from './cut-through/transaction.ts';
 import { SOCKET_HIGH_WATER_OCTETS } from './downstream/connect.ts';
+import { NextHopHealth } from './downstream/health.ts';
 import type { LegDeps } from './downstream/leg.ts';
 import { SessionPool } from './downstream/pool.ts';
 import { type HttpServer, startHttp } from './http/server.ts';
@@ -34,6 +35,7 @@ import type { DeliveryDeps } from './spool/delivery.ts';
 import { FastPathMonitor } from './spool/fast-path.ts';
 import { Spool } from './spool/spool.ts';
 import { StoredTransaction } from './spool/stored-transaction.ts';
+import { statusOf } from './status.ts';
 import { RecentTimeLines } from './time-line.ts';
 import { type Admission, createAdmission } from './upstream/admission.ts';
 import type { SessionContext } from './upstream/connection.ts';
@@ -128,6 +130,8 @@ class RunningProxy implements Proxy {
   #serial = 0;
   #connections = 0;
   readonly #sessions = { active: 0, idle: 0 };
+  readonly #health = new NextHopHealth(() => performance.now());
+  readonly #startedMs = performance.now();
   #draining = false;
   #closed: Promise<void> | null = null;
   #onIdle: (() => void) | null = null;
@@ -192,6 +196,7 @@ class RunningProxy implements Proxy {
   async start(): Promise<void> {
     const config = this.#first;
     this.#generation = await this.#generationOf(config);
+    this.#health.configure(this.#generation.router.staticNextHops);
     if (Spool.isNeeded(config)) this.#spool = await this.#openSpool(config);
     const { certificate } = this.#generation;
     for (const { protocol } of config.listen) this.#metrics.upstreamConnections.show(protocol);
@@ -240,6 +245,7 @@ class RunningProxy implements Proxy {
       this.#spool.recover();
     }
     this.#generation = generation;
+    this.#health.configure(generation.router.staticNextHops);
     this.#metrics.setMode(config.mode, config.fallback);
   }
 
@@ -405,6 +411,7 @@ class RunningProxy implements Proxy {
       now: () => performance.now(),
       onPhase: (phase, seconds) => metrics.phaseDuration.observe(seconds, phase),
       pool,
+      health: this.#health,
       onOpened: (nextHop, offered) => this.#dsn.set(nextHop.key, offered.dsn),
       connect: {
         config,
@@ -515,6 +522,7 @@ class RunningProxy implements Proxy {
       ready: () => !this.#draining && this.#listeners.every((listener) => listener.server.listening),
       status: () => this.#status(),
       trace: (id: string) => this.#trace(id),
+      details: () => this.#config.httpDetails,
       setFastPath: (enabled: boolean) => this.#fastPath.setManually(enabled),
       setMode: (mode: string, fallback: string | null) => this.#setMode(mode, fallback),
     };
@@ -527,17 +535,21 @@ class RunningProxy implements Proxy {
   }
 
   #status() {
-    return {
-      version: VERSION,
-      mode: this.#config.mode,
-      fallback: this.#config.fallback,
-      fastPath: { enabled: this.#fastPath.enabled, reasons: this.#fastPath.reasons },
-      queue: { messages: this.#spool?.queue.size ?? 0, bytes: this.#spool?.queue.octets ?? 0 },
-      draining: this.#draining,
+    return statusOf({
+      config: this.#config,
+      metrics: this.#metrics,
+      fastPath: this.#fastPath,
+      queue: this.#spool?.queue ?? null,
+      health: this.#health,
       listen: this.addresses.listen,
+      draining: this.#draining,
       connections: this.#connections,
-      transactions: [...this.#transactions].map((transaction) => transaction.describe()),
-    };
+      sessions: this.#sessions,
+      bufferedBytes: this.#unsentBytes() + this.#budget.used,
+      transactions: this.#transactions,
+      nowMs: performance.now(),
+      startedMs: this.#startedMs,
+    });
   }
 }
 

@@ -50,6 +50,8 @@ export type Config = Readonly<{
   listen: readonly ListenAddress[];
   /** null = `--http off`. */
   http: HostPort | null;
+  /** Addresses in /status. */
+  httpDetails: boolean;
   hostname: string;
   routes: readonly Route[];
   /** CIDR strings. */

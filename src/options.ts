@@ -110,6 +110,12 @@ export const OPTIONS = {
     atLeastOne: true,
   },
   http: one('http', httpAddress, '127.0.0.1:9525', 'metrics, health and status; off disables it'),
+  'http-details': one(
+    'httpDetails',
+    boolean,
+    'false',
+    'addresses of clients, senders, recipients and next hops in /status and on the page at /',
+  ),
   hostname: one(
     'hostname',
     domain({ subdomains: false }),

@@ -38,11 +38,15 @@ class Cells<C> {
     return cell;
   }
 
-  *all(): Iterable<{ labels: Record<string, string>; cell: C }> {
+  *all(): Iterable<{ values: readonly [string, string]; labels: Record<string, string>; cell: C }> {
     for (const [first, row] of this.#cells) {
       for (const [second, cell] of row) {
-        const values = [first, second];
-        yield { labels: Object.fromEntries(this.#names.map((name, at) => [name, values[at]!])), cell };
+        const values = [first, second] as const;
+        yield {
+          values,
+          labels: Object.fromEntries(this.#names.map((name, at) => [name, values[at]!])),
+          cell,
+        };
       }
     }
   }
@@ -74,6 +78,16 @@ export class TallyCounter {
   /** Label values in the order of their names. */
   inc(first = '', second = ''): void {
     this.#cells.at(first, second).value++;
+  }
+
+  /** The counts so far by the label at this place, over all values of the other. */
+  sums(place: 0 | 1): Readonly<Record<string, number>> {
+    const sums: Record<string, number> = {};
+    for (const { values, cell } of this.#cells.all()) {
+      const value = values[place];
+      sums[value] = (sums[value] ?? 0) + cell.value;
+    }
+    return sums;
   }
 
   /** @param value zero or more */

@@ -87,6 +87,15 @@ export class TransactionRecord {
     return this.#deps.now() - this.#began;
   }
 
+  /** Addresses, for those who may see them; of the recipients only the first few. */
+  people(most: number) {
+    return {
+      client: this.#client.address,
+      reversePath: this.#sender.mailbox?.address ?? '',
+      recipients: this.#recipients.slice(0, most).map(({ address }) => address),
+    };
+  }
+
   add(address: string): RecipientRecord {
     const nth = this.#recipients.length;
     const record = new RecipientRecord(address, nth);

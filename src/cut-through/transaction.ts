@@ -24,7 +24,7 @@ import {
 } from '../smtp/reply.ts';
 import type { MessageBuffer } from '../spool/buffer.ts';
 import type { Result, Spooler } from '../spool/spooler.ts';
-import type { IntakeDeps } from '../spool/stored-transaction.ts';
+import type { Described, IntakeDeps } from '../spool/stored-transaction.ts';
 import type { TimeLine } from '../time-line.ts';
 import { type RecipientRecord, TransactionRecord } from '../transaction-record.ts';
 import { Wait } from '../wait.ts';
@@ -89,14 +89,16 @@ export class Transaction {
     return this.#state.name === 'body' && this.#state.fanOut.dotsSent;
   }
 
-  /** For /status: no addresses. */
-  describe() {
+  /** For /status, which decides what may be shown of it. */
+  describe(): Described {
     const legs = [...this.#legs.values()].map(({ nextHop, phase, recipients }) => ({
-      nextHop: nextHop.label,
+      nextHop,
       phase,
       recipients: recipients.length,
     }));
-    return { id: this.id, state: this.state, ms: Math.round(this.#record.milliseconds), legs };
+    const state = this.#state;
+    const [octetsIn, octetsOut] = state.name === 'body' ? [state.body.octets, state.fanOut.bytesOut] : [0, 0];
+    return { id: this.id, state: state.name, record: this.#record, octetsIn, octetsOut, legs };
   }
 
   get timeLine(): TimeLine {

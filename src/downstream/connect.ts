@@ -20,12 +20,22 @@ import {
 import { certificateProblem, peerProblemOf, startTlsOf, tlsOptionsOf } from './tls.ts';
 
 /** The `result` label of cutthrough_downstream_connect_attempts_total. */
-type ConnectResult = 'ok' | 'refused' | 'timeout' | 'dns' | 'tls' | 'greeting';
+type ConnectResult = 'ok' | ConnectFailure;
+type ConnectFailure = 'refused' | 'timeout' | 'dns' | 'tls' | 'greeting';
 
 export type Opened =
   | Readonly<{ kind: 'open'; session: DownstreamSession; host: HopHost; attempts: number }>
-  /** `answered`: a host was there and replied, though with a refusal. */
-  | Readonly<{ kind: 'unreachable'; attempts: number; reason: string; answered: boolean }>;
+  /**
+   * `answered`: a host was there and replied, though with a refusal. `failure`: of the last try that ended by itself;
+   * null where the caller's signal ended the first.
+   */
+  | Readonly<{
+      kind: 'unreachable';
+      attempts: number;
+      reason: string;
+      answered: boolean;
+      failure: ConnectFailure | null;
+    }>;
 
 export type ConnectDeps = Readonly<{
   config: Pick<
@@ -63,14 +73,14 @@ const UNWATCHED: ConnectWatch = { onTried: () => {} };
 export const SOCKET_HIGH_WATER_OCTETS = 128 * 1024;
 
 class ConnectError extends Error {
-  readonly result: ConnectResult;
+  readonly result: ConnectFailure;
   /** The host has said for good that it takes no mail. */
   readonly final: boolean;
   /** The host has said something. */
   readonly answered: boolean;
 
   constructor(
-    result: ConnectResult,
+    result: ConnectFailure,
     message: string,
     options: { final?: boolean; answered?: boolean; cause?: unknown } = {},
   ) {
@@ -94,6 +104,7 @@ export async function openSession(
   let attempts = 0;
   let lastReason = 'no host to connect to';
   let answered = false;
+  let failure: ConnectFailure | null = null;
   const attempt = async (attemptNumber: number) => {
     attempts = attemptNumber;
     if (attemptNumber > 1) deps.onRetry();
@@ -104,12 +115,13 @@ export async function openSession(
         if (!(error instanceof ConnectError)) throw new AbortError(asError(error));
         lastReason = error.message;
         answered ||= error.answered;
+        if (!signal.aborted) failure = error.result;
         signal.throwIfAborted();
         if (error.final) hosts.delete(host);
       }
     }
-    const failure = new NoHostAnswers(lastReason);
-    throw hosts.size === 0 ? new AbortError(failure) : failure;
+    const noHost = new NoHostAnswers(lastReason);
+    throw hosts.size === 0 ? new AbortError(noHost) : noHost;
   };
   try {
     const { session, host } = await pRetry(attempt, {
@@ -123,7 +135,7 @@ export async function openSession(
     return { kind: 'open', session, host, attempts };
   } catch (error) {
     if (!signal.aborted && !(error instanceof NoHostAnswers)) throw error;
-    return { kind: 'unreachable', attempts, reason: lastReason, answered };
+    return { kind: 'unreachable', attempts, reason: lastReason, answered, failure };
   }
 }
 
@@ -237,7 +249,7 @@ async function openAt(
   }
 }
 
-const RESULT_OF_PHASE: Partial<Record<ReplyPhase, ConnectResult>> = { starttls: 'tls' };
+const RESULT_OF_PHASE: Partial<Record<ReplyPhase, ConnectFailure>> = { starttls: 'tls' };
 
 function asConnectError(error: OpenError, host: HopHost): ConnectError {
   const problem = error.phase === 'starttls' ? certificateProblem(error.cause) : null;
@@ -270,7 +282,7 @@ function settled(
   signal: AbortSignal,
   to: string,
 ): Promise<Socket> {
-  const failed: ConnectResult = event === 'secureConnect' ? 'tls' : 'refused';
+  const failed: ConnectFailure = event === 'secureConnect' ? 'tls' : 'refused';
   return new Promise((resolve, reject) => {
     const finish = (error: ConnectError | null) => {
       clearTimeout(timer);

@@ -10,6 +10,7 @@ import { legLost, nextHopUnreachable, passOn, type Reply, recipientOk, replyClas
 import { brief, inFull, type LegEvent, type TimeLine } from '../time-line.ts';
 import { type ConnectDeps, type ConnectWatch, type Opened, openSession } from './connect.ts';
 import { type Introduction, introductionTo, xforwardCommands } from './forward-client.ts';
+import type { FailureCause, FailurePhase, HopHealth, NextHopHealth } from './health.ts';
 import { type Outcome, outcomeOf } from './outcome.ts';
 import type { KeptSession, SessionPool } from './pool.ts';
 import type { DownstreamSession, Exchange } from './session.ts';
@@ -22,6 +23,7 @@ export type LegDeps = Readonly<{
   now: () => number;
   onPhase: (phase: DurationPhase, seconds: number) => void;
   pool: SessionPool;
+  health: NextHopHealth;
   /** What the next hop turned out to offer. */
   onOpened: (nextHop: NextHop, offered: Capabilities) => void;
 }>;
@@ -37,6 +39,7 @@ export class Leg {
   readonly #deps: LegDeps;
   /** What the next hop is told of the client; null: nothing. */
   readonly #introduction: Introduction | null;
+  readonly #health: HopHealth;
   /** Ends the connecting; null while there is none. */
   #connecting: AbortController | null = null;
   #dropped = false;
@@ -53,6 +56,8 @@ export class Leg {
   /** Where the peer doesn't pipeline: settles when the last command was answered. */
   #turn: Promise<unknown> = Promise.resolve();
   #finalReplies: Promise<Exchange>[] = [];
+  /** Every recipient hears of a lost session, but it is one failure. */
+  #lossNoted = false;
   #phaseBegan: number;
   readonly #line: TimeLine | null;
   /** Which of the time line's legs. */
@@ -66,7 +71,9 @@ export class Leg {
     this.#line = line;
     this.#nth = line?.addLeg(nextHop.label) ?? 0;
     this.#phaseBegan = deps.now();
-    this.#opened = this.#open(deps.pool.take(nextHop, this.#identity));
+    const kept = deps.pool.take(nextHop, this.#identity);
+    this.#health = kept?.health ?? deps.health.of(nextHop);
+    this.#opened = this.#open(kept);
   }
 
   get #identity(): string {
@@ -118,6 +125,7 @@ export class Leg {
   async startData(): Promise<Outcome | null> {
     const { session } = this;
     if (session === null || session.lost !== null) {
+      if (session !== null) this.#noteLoss('data');
       this.#mark('lost', this.#deps.now(), session?.lost?.detail);
       return this.#lostOutcome('data', false);
     }
@@ -125,15 +133,22 @@ export class Leg {
     const exchange = await session.exchange([{ phase: 'data', line: 'DATA' }])[0]!;
     const at = this.#timed('data');
     this.#markReply('data-reply', at, exchange);
-    if (exchange.kind === 'lost') return this.#lostOutcome('data', false);
+    if (exchange.kind === 'lost') {
+      this.#noteLoss('data');
+      return this.#lostOutcome('data', false);
+    }
     if (exchange.reply.code === 354) {
       this.#finalReplies = session.expectFinalReplies(this.#isLmtp ? this.recipients.length : 1);
       this.#enter('body', at);
       return null;
     }
     const outcome = outcomeOf(exchange.reply);
-    if (outcome !== null && outcome.kind !== 'accepted') return outcome;
+    if (outcome !== null && outcome.kind !== 'accepted') {
+      this.#health.refused(this.#deps.now());
+      return outcome;
+    }
     // Neither 354 nor a refusal: what the peer would make of the body is anybody's guess.
+    this.#noteLoss('data');
     this.drop();
     return this.#lostOutcome('data', false);
   }
@@ -167,10 +182,18 @@ export class Leg {
     }
     this.#timed('dot', at);
     this.#enter('done', at);
+    if (outcomes.some(({ kind }) => kind === 'accepted')) this.#health.delivered(at);
+    else if (outcomes.some(({ kind }) => kind !== 'lost')) this.#health.refused(at);
     // SMTP has one reply for all recipients of the leg, LMTP (RFC 2033 §4.2) one for each.
     return this.recipients.map((recipient, at) =>
       this.#withReport(recipient, outcomes[this.#isLmtp ? at : 0]!),
     );
+  }
+
+  /** The leg is out before its dot: a refusal in mid-body, a session lost, or a peer that takes nothing any more. */
+  failedInBody(outcome: Outcome, cause?: FailureCause): void {
+    if (outcome.kind === 'lost') this.#noteLoss('body', cause);
+    else this.#health.refused(this.#deps.now());
   }
 
   /** Destroys the session at once, without a dot, QUIT or RSET; stops connecting. */
@@ -209,10 +232,12 @@ export class Leg {
     const at = this.#timed('connect');
     if (opened.kind === 'unreachable') {
       this.#answered = opened.answered;
+      if (opened.failure !== null) this.#health.failed('connect', opened.failure, at);
       this.#mark('unreachable', at, `${opened.reason} (attempts: ${opened.attempts})`);
       return opened;
     }
-    const fresh = { session: opened.session, host: opened.host, messages: 0, identity: this.#identity };
+    const { session, host } = opened;
+    const fresh = { session, host, messages: 0, identity: this.#identity, health: this.#health };
     this.#deps.pool.opened(this.nextHop, fresh);
     this.#deps.onOpened(this.nextHop, opened.session.capabilities);
     return this.#begin(fresh, opened, at);
@@ -308,7 +333,11 @@ export class Leg {
   /** What the upstream's RCPT gets when the next hop did not say 2xx to MAIL or RCPT. */
   #refusal(exchange: Exchange, phase: 'mail' | 'rcpt'): Reply {
     const passed = exchange.kind === 'reply' ? passOn(exchange.reply) : null;
-    if (passed !== null) return passed;
+    if (passed !== null) {
+      this.#health.refused(this.#deps.now());
+      return passed;
+    }
+    this.#noteLoss(phase);
     this.drop();
     return legLost(this.nextHop.label, phase);
   }
@@ -316,6 +345,7 @@ export class Leg {
   #finalOutcome(exchange: Exchange): Outcome {
     const outcome = exchange.kind === 'reply' ? outcomeOf(exchange.reply) : null;
     if (outcome !== null) return outcome;
+    this.#noteLoss('dot');
     // Where a peer that talks nonsense stands, nobody knows: it gets no further message.
     this.drop();
     return this.#lostOutcome('dot', true);
@@ -325,6 +355,14 @@ export class Leg {
     const wanted = params.notify?.split(',').includes('SUCCESS') ?? false;
     if (!wanted || outcome.kind !== 'accepted' || this.session?.capabilities.dsn) return outcome;
     return { ...outcome, relayed: true };
+  }
+
+  /** Before the leg is dropped: what we have ended ourselves is no failure of the next hop's. */
+  #noteLoss(phase: FailurePhase, known?: FailureCause): void {
+    const cause = known ?? this.session?.lost?.cause ?? 'protocol';
+    if (cause === 'aborted' || this.#lossNoted) return;
+    this.#lossNoted = true;
+    this.#health.failed(phase, cause, this.#deps.now());
   }
 
   #lostOutcome(phase: string, dotSent: boolean): Outcome {

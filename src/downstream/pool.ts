@@ -4,6 +4,7 @@
 // told of (--forward-client). There are as many as were in use at a time.
 // Owns the sessions it holds: close() ends them politely. One that the peer has closed meanwhile is forgotten.
 import type { HopHost, NextHop } from '../routing/routes.ts';
+import type { HopHealth } from './health.ts';
 import type { DownstreamSession } from './session.ts';
 
 export type KeptSession = {
@@ -12,6 +13,7 @@ export type KeptSession = {
   messages: number;
   /** Whom the next hop was told that it speaks for; empty without --forward-client. */
   readonly identity: string;
+  readonly health: HopHealth;
 };
 
 export type PoolDeps = Readonly<{
@@ -42,7 +44,7 @@ export class SessionPool {
       const kept = idle[at]!;
       if (kept.identity !== identity) continue;
       idle.splice(at, 1);
-      this.#deps.onCount({ active: 1, idle: -1 });
+      this.#count(kept, 1, -1);
       this.#deps.onReuse();
       return kept;
     }
@@ -52,9 +54,9 @@ export class SessionPool {
 
   /** Another one is about to be opened: kept for every client that ever was, they would have no end. */
   #endAll(idle: KeptSession[]): void {
-    for (const { session } of idle.splice(0)) {
-      this.#deps.onCount({ active: 1, idle: -1 });
-      const ending = session.quit();
+    for (const kept of idle.splice(0)) {
+      this.#count(kept, 1, -1);
+      const ending = kept.session.quit();
       this.#ending.add(ending);
       void ending.then(() => this.#ending.delete(ending));
     }
@@ -62,12 +64,13 @@ export class SessionPool {
 
   /** Counts a session just opened as in use until it is gone. */
   opened(nextHop: NextHop, kept: KeptSession): void {
-    this.#deps.onCount({ active: 1, idle: 0 });
+    this.#count(kept, 1, 0);
     const onGone = () => {
       const all = this.#idle.get(nextHop.key) ?? [];
       const at = all.indexOf(kept);
       if (at !== -1) all.splice(at, 1);
-      this.#deps.onCount(at !== -1 ? { active: 0, idle: -1 } : { active: -1, idle: 0 });
+      if (at !== -1) this.#count(kept, 0, -1);
+      else this.#count(kept, -1, 0);
     };
     if (kept.session.lost !== null) onGone();
     else kept.session.once('end', onGone);
@@ -82,7 +85,7 @@ export class SessionPool {
     const idle = this.#idle.get(nextHop.key);
     if (idle === undefined) this.#idle.set(nextHop.key, [kept]);
     else idle.push(kept);
-    this.#deps.onCount({ active: -1, idle: 1 });
+    this.#count(kept, -1, 1);
   }
 
   /** Settles when every kept session is gone; those still in use go when they are given back. */
@@ -90,5 +93,11 @@ export class SessionPool {
     this.#closed = true;
     await Promise.all([...this.#idle.values()].flat().map(({ session }) => session.quit()));
     await Promise.all(this.#ending);
+  }
+
+  #count({ health }: KeptSession, active: number, idle: number): void {
+    health.active += active;
+    health.idle += idle;
+    this.#deps.onCount({ active, idle });
   }
 }

@@ -63,6 +63,8 @@ export type Router = Readonly<{
   route: (domain: string) => RouteResult | Promise<RouteResult>;
   /** Every next hop there is; null where MX routes make them countless. */
   nextHops: readonly NextHop[] | null;
+  /** Those that are named by routes, in their order. */
+  staticNextHops: readonly NextHop[];
 }>;
 
 export type RouterDeps = Readonly<{
@@ -91,8 +93,10 @@ export function createRouter(deps: RouterDeps): Router {
     ]),
   );
   const all = [...targets.values()];
+  const staticNextHops = all.filter((target) => target !== 'mx');
   return {
-    nextHops: all.some((target) => target === 'mx') ? null : all.filter((target) => target !== 'mx'),
+    nextHops: staticNextHops.length < all.length ? null : staticNextHops,
+    staticNextHops,
     route(domain) {
       const target = mostSpecific(targets, domain);
       if (target === undefined) return { kind: 'no-route' };

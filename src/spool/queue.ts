@@ -137,6 +137,18 @@ export class Queue {
     return Math.max(0, this.#deps.now() - oldest) / 1000;
   }
 
+  /** What there is to do: messages in delivery or waiting for their next hop, and seconds until the next one is due. */
+  get work(): Readonly<{ active: number; nextDueSeconds: number | null }> {
+    let active = 0;
+    let next = Infinity;
+    for (const { timer, nextAttemptAt } of this.#entries.values()) {
+      if (timer === null) active++;
+      else next = Math.min(next, nextAttemptAt);
+    }
+    const nextDueSeconds = next === Infinity ? null : Math.max(0, next - this.#deps.now()) / 1000;
+    return { active, nextDueSeconds };
+  }
+
   /** Takes up what the store has found at the start. */
   recover(messages: readonly QueuedSummary[]): void {
     for (const message of messages) this.#schedule(this.#enter(message));

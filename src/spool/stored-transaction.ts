@@ -42,6 +42,18 @@ export type IntakeDeps = Readonly<{
   received: (sender: Sender, client: Client, id: string, only: Recipient | null) => Buffer;
 }>;
 
+/** A live transaction. */
+export type Described = Readonly<{
+  id: string;
+  state: string;
+  record: TransactionRecord;
+  /** Of the message; `octetsOut` those that the counters don't have yet. */
+  octetsIn: number;
+  octetsOut: number;
+  /** `nextHop`: null where it could not be found out now. */
+  legs: readonly Readonly<{ nextHop: NextHop | null; phase: string; recipients: number }>[];
+}>;
+
 export type StoredTransactionDeps = IntakeDeps &
   Readonly<{
     delivery: DeliveryDeps;
@@ -94,15 +106,23 @@ export class StoredTransaction {
     return this.#state.name === 'delivering';
   }
 
-  /** For /status: no addresses. */
-  describe() {
-    const byHop = new Map<string, number>();
+  /** As Transaction.describe(). */
+  describe(): Described {
+    const byHop = new Map<string, { nextHop: NextHop | null; phase: string; recipients: number }>();
     for (const { nextHop } of this.#targets) {
-      const label = nextHop?.label ?? '';
-      byHop.set(label, (byHop.get(label) ?? 0) + 1);
+      const leg = byHop.get(nextHop?.key ?? '') ?? { nextHop, phase: this.state, recipients: 0 };
+      leg.recipients++;
+      byHop.set(nextHop?.key ?? '', leg);
     }
-    const legs = [...byHop].map(([nextHop, recipients]) => ({ nextHop, phase: this.state, recipients }));
-    return { id: this.id, state: this.state, ms: Math.round(this.#record.milliseconds), legs };
+    const octetsIn = 'body' in this.#state ? this.#state.body.octets : 0;
+    return {
+      id: this.id,
+      state: this.state,
+      record: this.#record,
+      octetsIn,
+      octetsOut: 0,
+      legs: [...byHop.values()],
+    };
   }
 
   get timeLine(): TimeLine {

@@ -151,15 +151,13 @@ describe('close()', () => {
 });
 
 describe('HTTP', () => {
-  it('shows a live transaction with its legs in /status, without addresses', async () => {
-    proxy = await startProxy([{}, {}]);
+  it('shows a live transaction with its legs in /status', async () => {
+    proxy = await startProxy([{}, {}], { httpDetails: true });
     const client = await proxy.client();
     await client.envelope('sender@src.example', ['rcpt@a.example', 'v@b.example', 'w@b.example']);
     const response = await get('/status');
     expect(response.headers.get('content-type')).toMatch(/^application\/json/);
-    const text = await response.text();
-    expect(text).not.toMatch(/sender|rcpt@/);
-    expect(JSON.parse(text)).toMatchObject({
+    expect(await response.json()).toMatchObject({
       mode: 'cut-through',
       fallback: 'none',
       draining: false,

@@ -22,6 +22,7 @@ const TOOLS = {
   faketime: 'faketime',
   prometheus: 'prometheus',
   promtool: 'prometheus',
+  chromium: 'chromium',
 } as const;
 export type Tool = keyof typeof TOOLS;
 
