@@ -1,6 +1,6 @@
 // `cutthrough probe ADDRESS`: how an address would be routed, and what its servers say up to RCPT. Sends no message.
 // Every host is asked once, without retries. Nothing here throws for what a peer or the DNS does.
-import { addressesOf, createRouting } from './app.ts';
+import { addressesOf, createRouting, type Outside } from './app.ts';
 import type { Config } from './config.ts';
 import { openSession } from './downstream/connect.ts';
 import type { DownstreamSession, Exchange } from './downstream/session.ts';
@@ -17,6 +17,10 @@ type HostReport = Readonly<{
   connected: boolean;
   /** Why not, or the TLS version and cipher. */
   detail: string;
+  /** What is demanded of TLS, and by whom. */
+  policy: string;
+  /** How the server was verified, or why it wasn't; null without a connection. */
+  verified: string | null;
   capabilities: readonly string[];
   /** The replies to MAIL FROM:<> and RCPT. */
   mail: string | null;
@@ -33,15 +37,15 @@ type ProbeReport = Readonly<{
 }>;
 
 /** `lines` for people, `json` for scripts. */
-export async function probeAddress(config: Config, address: string) {
+export async function probeAddress(config: Config, address: string, outside: Outside = {}) {
   const parsed = parseRcpt(`RCPT TO:<${address}>`, { smtputf8: true });
   if (!parsed.ok)
     return { ok: false, lines: [`${address}: not an address`], json: { address, error: 'bad address' } };
-  const report = await probe(config, parsed.mailbox);
+  const report = await probe(config, parsed.mailbox, outside);
   return { ok: report.ok, lines: render(report), json: report };
 }
 
-async function probe(config: Config, mailbox: Mailbox): Promise<ProbeReport> {
+async function probe(config: Config, mailbox: Mailbox, outside: Outside): Promise<ProbeReport> {
   const domain = mailbox.domain ?? config.hostname;
   const { mx, router } = createRouting({
     config,
@@ -49,7 +53,7 @@ async function probe(config: Config, mailbox: Mailbox): Promise<ProbeReport> {
     log: { info() {}, warn() {} },
     policies: new PolicyCache(),
     signal: AbortSignal.timeout(config.rcptDeadlineMs),
-    outside: {},
+    outside,
   });
   const found = await router.route(domain);
   const base = { address: mailbox.address, route: describeRoute(found) };
@@ -93,8 +97,15 @@ async function probeHost(
   host: HopHost,
   mailbox: Mailbox,
 ): Promise<HostReport> {
-  const at = { host: host.host, address: host.address, port: host.port, protocol: host.protocol };
-  const none = { connected: false, capabilities: [], mail: null, rcpt: null };
+  const { demand, protocol } = host;
+  const at = {
+    host: host.host,
+    address: host.address,
+    port: host.port,
+    protocol,
+    policy: describePolicy(host),
+  };
+  const none = { connected: false, verified: null, capabilities: [], mail: null, rcpt: null };
   const deadline = AbortSignal.timeout(config.rcptDeadlineMs);
   const opened = await openSession(
     { ...nextHop, hosts: [host] },
@@ -116,12 +127,28 @@ async function probeHost(
     ...at,
     connected: true,
     detail: session.tlsDescription,
+    // A session that DANE does not vouch for is never open.
+    verified:
+      demand?.by === 'dane' && demand.records.length > 0
+        ? 'verified by DANE'
+        : session.unverified === null
+          ? 'verified'
+          : `not verified: ${session.unverified}`,
     capabilities: session.offers,
     mail,
     rcpt,
   };
   await session.quit();
   return report;
+}
+
+function describePolicy({ tls, demand }: HopHost): string {
+  if (demand === null) return `TLS ${tls}`;
+  if (demand.by === 'mta-sts') return `MTA-STS ${demand.mode}, TLS ${tls}`;
+  const records = demand.records.map(
+    ({ usage, selector, matchingType }) => `${usage} ${selector} ${matchingType}`,
+  );
+  return records.length === 0 ? `DANE without usable records, TLS ${tls}` : `DANE ${records.join(', ')}`;
 }
 
 async function ask(session: DownstreamSession, phase: 'mail' | 'rcpt', line: string): Promise<string> {
@@ -136,6 +163,7 @@ function render(report: ProbeReport): string[] {
   for (const host of report.hosts) {
     const at = `${host.protocol}://${host.host}:${host.port}${host.address === null ? '' : ` [${host.address}]`}`;
     lines.push(`  ${at}: ${host.connected ? 'connected' : 'not connected'}, ${host.detail}`);
+    lines.push(`    policy ${host.policy}${host.verified === null ? '' : `; ${host.verified}`}`);
     if (host.capabilities.length > 0) lines.push(`    offers ${host.capabilities.join(', ')}`);
     if (host.mail !== null) lines.push(`    MAIL FROM:<> ${host.mail}`);
     if (host.rcpt !== null) lines.push(`    RCPT ${host.rcpt}`);
