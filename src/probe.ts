@@ -1,6 +1,6 @@
 // `cutthrough probe ADDRESS`: how an address would be routed, and what its servers say up to RCPT. Sends no message.
 // Every host is asked once, without retries. Nothing here throws for what a peer or the DNS does.
-import { addressesOf, createRouting } from './app.ts';
+import { addressesOf, createRouting, type Outside } from './app.ts';
 import type { Config } from './config.ts';
 import { openSession } from './downstream/connect.ts';
 import { introductionTo } from './downstream/forward-client.ts';
@@ -23,6 +23,10 @@ type HostReport = Readonly<{
   connected: boolean;
   /** Why not, or the TLS version and cipher. */
   detail: string;
+  /** What is demanded of TLS, and by whom. */
+  policy: string;
+  /** How the server was verified, or why it wasn't; null without a connection. */
+  verified: string | null;
   capabilities: readonly string[];
   /** What it was told of the client, where --forward-client has it told: that there is none. */
   client: string | null;
@@ -50,17 +54,17 @@ export type Probed = Readonly<{
   lines: (paint: Paint) => readonly string[];
 }>;
 
-export async function probeAddress(config: Config, address: string): Promise<Probed> {
+export async function probeAddress(config: Config, address: string, outside: Outside = {}): Promise<Probed> {
   const parsed = parseRcpt(`RCPT TO:<${address}>`, { smtputf8: true });
   if (!parsed.ok) {
     const json = { address, ok: false, error: 'bad address' };
     return { ok: false, json, lines: () => [`${address}: not an address (user@example.com)`] };
   }
-  const report = await probe(config, parsed.mailbox);
+  const report = await probe(config, parsed.mailbox, outside);
   return { ok: report.ok, json: report, lines: (paint) => render(report, paint) };
 }
 
-async function probe(config: Config, mailbox: Mailbox): Promise<ProbeReport> {
+async function probe(config: Config, mailbox: Mailbox, outside: Outside): Promise<ProbeReport> {
   const domain = mailbox.domain ?? config.hostname;
   const { mx, router } = createRouting({
     config,
@@ -68,7 +72,7 @@ async function probe(config: Config, mailbox: Mailbox): Promise<ProbeReport> {
     log: { info() {}, warn() {} },
     policies: new PolicyCache(),
     signal: AbortSignal.timeout(config.rcptDeadlineMs),
-    outside: {},
+    outside,
   });
   const found = await router.route(domain);
   const base = { address: mailbox.address, route: describeRoute(found) };
@@ -112,10 +116,17 @@ async function probeHost(
   host: HopHost,
   mailbox: Mailbox,
 ): Promise<HostReport> {
-  const at = { host: host.host, address: host.address, port: host.port, protocol: host.protocol };
+  const { demand, protocol } = host;
+  const at = {
+    host: host.host,
+    address: host.address,
+    port: host.port,
+    protocol,
+    policy: describePolicy(host),
+  };
   const introduction = introductionTo(nextHop, config.forwardClient, null);
   const client = introduction && AS_CLIENT[introduction.kind];
-  const none = { connected: false, capabilities: [], client, mail: null, rcpt: null };
+  const none = { connected: false, verified: null, capabilities: [], client, mail: null, rcpt: null };
   const deadline = AbortSignal.timeout(config.rcptDeadlineMs);
   const watch = new StopWatch();
   const opened = await openSession(
@@ -140,6 +151,13 @@ async function probeHost(
     ...at,
     connected: true,
     detail: session.tlsDescription,
+    // A session that DANE does not vouch for is never open.
+    verified:
+      demand?.by === 'dane' && demand.records.length > 0
+        ? 'verified by DANE'
+        : session.unverified === null
+          ? 'verified'
+          : `not verified: ${session.unverified}`,
     capabilities: session.offers,
     client,
     mail,
@@ -185,6 +203,15 @@ const UNTIMED: HostReport['ms'] = Object.freeze({
   rcpt: null,
 });
 
+function describePolicy({ tls, demand }: HopHost): string {
+  if (demand === null) return `TLS ${tls}`;
+  if (demand.by === 'mta-sts') return `MTA-STS ${demand.mode}, TLS ${tls}`;
+  const records = demand.records.map(
+    ({ usage, selector, matchingType }) => `${usage} ${selector} ${matchingType}`,
+  );
+  return records.length === 0 ? `DANE without usable records, TLS ${tls}` : `DANE ${records.join(', ')}`;
+}
+
 async function ask(session: DownstreamSession, phase: 'mail' | 'rcpt', line: string): Promise<string> {
   const exchange: Exchange = await session.exchange([{ phase, line }])[0]!;
   return exchange.kind === 'reply' ? formatReply(exchange.reply).trim() : `no reply (${exchange.detail})`;
@@ -207,13 +234,15 @@ function render(report: ProbeReport, paint: Paint): readonly string[] {
 }
 
 function renderHost(report: HostReport, paint: Paint): readonly string[] {
-  const { host, address, port, protocol, connected, detail, capabilities, client, mail, rcpt, ms } = report;
+  const { host, address, port, protocol, connected, detail, policy, verified } = report;
+  const { capabilities, client, mail, rcpt, ms } = report;
   const at = `${protocol}://${host}:${port}${address === null || address === host ? '' : ` [${address}]`}`;
   const reply = (text: string) =>
     paint(colourOfCode(Number(text.slice(0, 3)) || 500), text.replaceAll('\r\n', ' / '));
   const took = STEPS.filter((step) => ms[step] !== null).map((step) => `${step} ${ms[step]}`);
   const rows: string[][] = [];
   if (connected) rows.push(['  TLS', detail]);
+  rows.push(['  policy', verified === null ? policy : `${policy}; ${verified}`]);
   if (client !== null) rows.push(['  client', client]);
   if (capabilities.length > 0) rows.push(['  offers', capabilities.join(', ')]);
   if (mail !== null) rows.push(['  MAIL FROM:<>', reply(mail)]);

@@ -4,11 +4,12 @@ import { createSocket } from 'node:dgram';
 import { once } from 'node:events';
 import { afterEach, describe, expect, it, onTestFinished } from 'vitest';
 import type { Options } from '../../src/app.ts';
+import { probeAddress } from '../../src/probe.ts';
 import { validatingDns } from '../../src/routing/validating-dns.ts';
 import { type Issued, issue, issueAuthority } from '../support/certificates.ts';
 import type { Client } from '../support/client.ts';
 import { startDnsServer, type Zone } from '../support/dns-server.ts';
-import { startProxyOnly, type TestProxy } from '../support/proxy.ts';
+import { configOf, startProxyOnly, type TestProxy } from '../support/proxy.ts';
 import { type PeerOptions, TlsPeer } from '../support/tls-peer.ts';
 
 const root = issueAuthority('root');
@@ -149,11 +150,12 @@ describe('DANE', () => {
       ...extra,
     };
     const dns = await serveZone(zone);
-    proxy = await startProxyOnly({
+    const given: Options = {
       ...{ route: ['*=mx'], mxPort: peer.port, mxAllow: ['127.0.0.0/8'], dns: [dns.address] },
       ...{ connectRetries: 0, dane: 'on', ...options },
-    });
-    return { client: await proxy.client(), peer, dns, at };
+    };
+    proxy = await startProxyOnly(given);
+    return { client: await proxy.client(), peer, dns, at, given };
   }
 
   const send = async (client: Client, ...to: string[]) =>
@@ -275,6 +277,22 @@ describe('DANE', () => {
     const { client, peer } = await start({ records: [tlsa(3, leaf)] });
     expect(await send(client, 'u@a.example', 'v@b.example')).toMatch(/^250 /);
     expect(peer.sockets).toHaveLength(1);
+  });
+
+  it.each<[string, Setup, string[]]>([
+    ['records that match', { records: [tlsa(3, leaf)] }, ['policy DANE 3 0 1; verified by DANE']],
+    ['records that do not', { records: [tlsa(3, own)] }, ['not the one in DNS', 'policy DANE 3 0 1']],
+    [
+      'records that cannot be used',
+      { records: [tlsa(1, own)] },
+      ['policy DANE without usable records, TLS require; not verified: '],
+    ],
+    ['no records', {}, ['policy TLS opportunistic; not verified: ']],
+  ])('is what the probe shows with %s', async (_, setup, expected) => {
+    const { given } = await start(setup);
+    const { lines } = await probeAddress(configOf(given), 'u@a.example');
+    const shown = lines((_colour, text) => text).map((line) => line.replace(/ +/g, ' '));
+    for (const text of expected) expect(shown.join('\n')).toContain(text);
   });
 
   it('is off by default', async () => {

@@ -1,6 +1,7 @@
 // MTA-STS from the client's RCPT to the next hop's handshake: DNS, policy, choice of mail exchangers, certificate.
 import { afterEach, describe, expect, it, onTestFinished } from 'vitest';
 import type { Options } from '../../src/app.ts';
+import { probeAddress } from '../../src/probe.ts';
 import { type Issued, issue, issueAuthority } from '../support/certificates.ts';
 import type { Client } from '../support/client.ts';
 import { type DnsServer, startDnsServer, type Zone } from '../support/dns-server.ts';
@@ -145,6 +146,14 @@ describe('a policy under test', () => {
     expect(peer.sockets).toHaveLength(1);
     expect(events('mta_sts_testing_failure')).toEqual([]);
   });
+});
+
+it('a probe shows the mode of the policy, and whether the server is verified', async () => {
+  const { given } = await start({ 'a.example': policy('testing') });
+  const outside = { mxAuthorities: authority.cert, fetchPolicy: async () => policy('enforce') };
+  const { lines } = await probeAddress(configOf(given), 'u@a.example', outside);
+  const shown = lines((_colour, text) => text).map((line) => line.trim().replace(/ +/g, ' '));
+  expect(shown).toContain('policy MTA-STS enforce, TLS verify; verified');
 });
 
 describe('no policy', () => {

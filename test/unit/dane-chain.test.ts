@@ -118,6 +118,7 @@ describe('DANE-TA', () => {
     expect(problem([old, between, root], records)).toBe(NOT_IN_DNS);
     expect(problem([early, between, root], records)).toBe(NOT_IN_DNS);
     expect(problem([below, oldBetween, root], records)).toBe(NOT_IN_DNS);
+    expect(problem([below, oldBetween, root], [record(2, 0, 1, oldBetween)])).toBe(NOT_IN_DNS);
     expect(problem([below], [record(2, 0, 0, oldBetween)])).toBe(NOT_IN_DNS);
   });
 

@@ -1,5 +1,6 @@
 import { describe, expect, it } from 'vitest';
 import type { Route, StaticHost, TlsPolicy } from '../../src/config.ts';
+import type { Dane, TlsaRecord } from '../../src/routing/dane.ts';
 import type { MtaSts } from '../../src/routing/mta-sts.ts';
 import type { StsPolicy } from '../../src/routing/mta-sts-policy.ts';
 import type { Candidate, MxResult } from '../../src/routing/mx.ts';
@@ -31,7 +32,7 @@ function candidate(host: string, address: string, preference = 10): Candidate {
   return { host, address, preference, secure: false, alias: null };
 }
 
-type Options = { mxPort?: number; mxTls?: TlsPolicy; policies?: Record<string, StsPolicy> };
+type Options = { mxPort?: number; mxTls?: TlsPolicy; policies?: Record<string, StsPolicy>; dane?: Dane };
 
 function router(routes: readonly Route[], answers: Record<string, MxResult> = {}, options: Options = {}) {
   const asked: string[] = [];
@@ -306,6 +307,40 @@ describe('an MTA-STS policy of the domain', () => {
     );
     expect(keys[0]).toBe(keys[1]);
     expect(keys[2]).not.toBe(keys[0]);
+  });
+});
+
+describe('the TLSA records of a host', () => {
+  const RECORD: TlsaRecord = { usage: 3, selector: 1, matchingType: 1, data: Buffer.alloc(32) };
+
+  /** The keys of two domains that share a host with these records. */
+  async function keys(records: readonly TlsaRecord[] | null, secure = true): Promise<readonly string[]> {
+    const one = { ...candidate('mx1.example', '192.0.2.1'), secure };
+    const answers: Record<string, MxResult> = Object.fromEntries(
+      ['a.example', 'b.example'].map((domain) => [domain, { kind: 'hosts', candidates: [one] }]),
+    );
+    const lookUp: Dane['lookUp'] = async (base) =>
+      records ? { kind: 'records', base, records } : { kind: 'none' };
+    const { nextHop } = router([mxRoute('*')], answers, { dane: { lookUp }, mxTls: 'require' });
+    return [(await nextHop('a.example')).key, (await nextHop('b.example')).key];
+  }
+
+  it('keep its mail apart from what was not verified by the same ones', async () => {
+    const other = { ...RECORD, data: Buffer.alloc(32, 1) };
+    const found = await Promise.all([keys(null), keys([RECORD]), keys([other]), keys([RECORD, other])]);
+    expect(new Set(found.map(([key]) => key)).size).toBe(4);
+    expect(await keys([other, RECORD])).toEqual(found[3]);
+  });
+
+  it('are shared by domains, unless a name of the domain may have been what was verified', async () => {
+    const shared = await keys([RECORD]);
+    expect(shared[0]).toBe(shared[1]);
+    const apart = await keys([{ ...RECORD, usage: 2 }]);
+    expect(apart[0]).not.toBe(apart[1]);
+  });
+
+  it('are not asked for where DNSSEC has not proved the way', async () => {
+    expect(await keys([RECORD], false)).toEqual(await keys(null));
   });
 });
 
