@@ -114,9 +114,9 @@ describe('bounds', () => {
     expect(recent.find('1')).toBeUndefined();
     expect(recent.find('2')).toBe(second);
     const fourth = begin(recent, '4');
-    // A leg that is late.
-    first!.leg(leg, 'lost', 1_002, 'late');
     fourth.upstream('data', 1_003);
+    // A leg that is late: with nothing written down yet, and with something.
+    first!.leg(leg, 'lost', 1_004, 'late');
     first!.leg(leg, 'lost', 1_004, 'late');
     expect(recent.describe(fourth).events.map(({ event }) => event)).toEqual(['mail', 'data']);
   });
