@@ -12,7 +12,7 @@ export async function certificates(owner?: Owner): Promise<Certificates> {
     const made = await run('openssl', args, '', owner);
     if (made.exitCode !== 0) throw new Error(`openssl: ${made.output}`);
   };
-  const key = ['-newkey', 'rsa:2048', '-nodes'];
+  const key = ['-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:P-256', '-nodes'];
   const ca = ['-keyout', file('ca.key'), '-out', file('ca.pem'), '-subj', '/CN=Test Authority'];
   await openssl('req', '-x509', ...key, '-days', '2', ...ca);
   const request = ['-keyout', file('key.pem'), '-out', file('request.pem'), '-subj', '/CN=localhost'];

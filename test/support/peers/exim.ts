@@ -9,6 +9,8 @@ import { Maildir } from './maildir.ts';
 
 export type EximOptions = Readonly<{
   hostname?: string;
+  /** Main options. */
+  main?: string;
   /** For STARTTLS, which it offers where they are given. */
   tls?: Readonly<{ certFile: string; keyFile: string }> | undefined;
   /** Where all else goes; without, nowhere. */
@@ -78,6 +80,7 @@ smtputf8_advertise_hosts = *
 dsn_advertise_hosts = *
 prdr_enable = true
 ${tlsOptions(directory, options.tls)}
+${options.main ?? ''}
 begin acl
 check_rcpt:
   deny domains = +local_domains

@@ -10,7 +10,8 @@ export function recipe(name: string, ports: Readonly<Record<number, number>>): s
   let text = block?.[1];
   if (text === undefined) throw new Error(`README.md has no recipe ${name}`);
   for (const printed of Object.keys(ports)) {
-    if (!new RegExp(`(:|port )${printed}\\b`).test(text)) throw new Error(`recipe ${name} names no port ${printed}`);
+    if (!new RegExp(`(:|port )${printed}\\b`).test(text))
+      throw new Error(`recipe ${name} names no port ${printed}`);
   }
   text = text.replaceAll(/(?<=:|port )\d{2,5}\b/g, (port) => `${ports[Number(port)] ?? port}`);
   return `${text}\n`;

@@ -53,6 +53,11 @@ export class Tap {
     return this.#connections.map((chunks) => chunks.map((chunk) => chunk.toString('latin1')));
   }
 
+  /** Whether it was sent, in one piece. */
+  saw(text: string): boolean {
+    return this.#connections.some((chunks) => chunks.some((chunk) => chunk.includes(text)));
+  }
+
   /** The wire form of each message that holds the text, from its first octet to before its final dot. */
   messages(text: string): Buffer[] {
     return this.#connections.flatMap((chunks) => messagesIn(Buffer.concat(chunks), text));
