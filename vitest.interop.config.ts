@@ -1,4 +1,4 @@
-// The built program against other people's: postfix's smtp-source and smtp-sink, swaks, openssl, strace.
+// The built program against other people's: whole mail servers, postfix's smtp-source and smtp-sink, swaks, strace.
 import { defineConfig } from 'vitest/config';
 
 export default defineConfig({

@@ -2,7 +2,7 @@
 // the parameters of SIZE (RFC 1870), 8BITMIME (RFC 6152), SMTPUTF8 and DSN (RFC 3461).
 // The grammar is kept to the letter: what a next hop could read in another way is refused here. Domains become
 // A-labels in lower case, local parts stay as they came. A bad line parses to the reply that refuses it; nothing throws.
-import { isAscii } from 'node:buffer';
+import { isAscii, isUtf8 } from 'node:buffer';
 import { isIPv4, isIPv6 } from 'node:net';
 import { domainToASCII, domainToUnicode } from 'node:url';
 import {
@@ -283,14 +283,19 @@ function readNotify(value: string | null): Partial<RcptParams> | null {
   return known || (wishes.length === 1 && wishes[0] === 'NEVER') ? { notify: wishes.join(',') } : null;
 }
 
-/** RFC 3461 §4.2. */
+/**
+ * RFC 3461 §4.2. For an address that isn't ASCII, Postfix (3.7) gives the octets of its UTF-8 in xtext, as rfc822: not what
+ * RFC 6533 §3 says, but to refuse it would be to bounce its mail. It is passed on as the type that it is.
+ */
 function readOrcpt(value: string | null): Partial<RcptParams> | null {
   const match = /^([A-Za-z0-9-]+);(.+)$/s.exec(value ?? '');
   if (match === null) return null;
   const [, type = '', encoded = ''] = match;
   const address = isUtf8Type(type) ? decodeUtf8Address(encoded) : decodeXtext(encoded);
-  if (address === null || address.length > MAX_ORCPT_CHARACTERS) return null;
-  return { orcpt: Object.freeze({ type, address }) };
+  const octets = address === null && type.toLowerCase() === 'rfc822' ? decodeUtf8Xtext(encoded) : null;
+  const orcpt = octets === null ? { type, address } : { type: 'utf-8', address: octets };
+  if (orcpt.address === null || orcpt.address.length > MAX_ORCPT_CHARACTERS) return null;
+  return { orcpt: Object.freeze({ type: orcpt.type, address: orcpt.address }) };
 }
 
 // ---- xtext ----
@@ -307,6 +312,18 @@ export function encodeXtext(text: string): string {
 export function decodeXtext(encoded: string): string | null {
   if (!/^(?:[!-*,-<>-~]|\+(?!7F)[2-7][0-9A-F])*$/.test(encoded)) return null;
   return encoded.replace(/\+(..)/g, (_, digits: string) => String.fromCharCode(Number.parseInt(digits, 16)));
+}
+
+/** The same for octets that are UTF-8, of which none is a control character. */
+function decodeUtf8Xtext(encoded: string): string | null {
+  if (!/^(?:[!-*,-<>-~]|\+[2-9A-F][0-9A-F])*$/.test(encoded)) return null;
+  const octets = encoded.replace(/\+(..)/g, (_, digits: string) =>
+    String.fromCharCode(Number.parseInt(digits, 16)),
+  );
+  const bytes = Buffer.from(octets, 'latin1');
+  if (!isUtf8(bytes)) return null;
+  const address = bytes.toString('utf8');
+  return UNPRINTABLE.test(address) ? null : address;
 }
 
 /** The value of an ORCPT parameter, encoded as its type asks. */

@@ -6,7 +6,7 @@ import { readFile, writeFile } from 'node:fs/promises';
 import { createInterface } from 'node:readline';
 import { fileURLToPath } from 'node:url';
 import { type Line, portOf, until } from './proxy.ts';
-import { start } from './tools.ts';
+import { type Owner, start } from './tools.ts';
 
 const CLI = fileURLToPath(new URL('../../dist/cli.js', import.meta.url));
 const START_TIMEOUT_MS = 20_000;
@@ -15,6 +15,8 @@ export type StartOptions = Readonly<{
   /** A command line that runs the program, such as strace's; it must keep its pid. */
   under?: readonly string[];
   env?: Readonly<Record<string, string>>;
+  /** The test under way, unless said otherwise. */
+  owner?: Owner;
 }>;
 
 export class Program {
@@ -34,13 +36,13 @@ export class Program {
     createInterface({ input: child.stderr! }).on('line', (line) => this.complaints.push(line));
   }
 
-  /** Listens on smtp://127.0.0.1:0 unless `flags` say otherwise. Ended with the test at the latest. */
+  /** Listens on smtp://127.0.0.1:0 unless `flags` say otherwise. Ended with its owner at the latest. */
   static async start(flags: readonly string[], options: StartOptions = {}): Promise<Program> {
     const [command, ...before] = [...(options.under ?? []), process.execPath];
     const listen = flags.includes('--listen') ? [] : ['--listen', 'smtp://127.0.0.1:0'];
     const args = ['serve', ...listen, '--http', '127.0.0.1:0', '--hostname', 'proxy.example', ...flags];
     const env = { ...process.env, ...options.env };
-    const program = new Program(start(command!, [...before, CLI, ...args], { env }));
+    const program = new Program(start(command!, [...before, CLI, ...args], { env }, options.owner));
     await until(() => program.#ready !== undefined || program.exited, START_TIMEOUT_MS);
     if (program.#ready === undefined) throw new Error(`did not start: ${program.complaints.join('\n')}`);
     return program;
@@ -57,6 +59,11 @@ export class Program {
   /** The port of the nth listener. */
   port(nth = 0): number {
     return portOf((this.#ready!.listen as string[])[nth]!);
+  }
+
+  /** HOST:PORT of the metrics and health checks. */
+  get http(): string {
+    return this.#ready!.http as string;
   }
 
   /** The address that clients on the command line take. */

@@ -8,7 +8,7 @@ import net, { type AddressInfo } from 'node:net';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { onTestFinished, type TestContext } from 'vitest';
+import { afterAll, onTestFinished, type TestContext } from 'vitest';
 
 /** The packages that a missing tool comes with. */
 const TOOLS = {
@@ -23,6 +23,8 @@ const TOOLS = {
   prometheus: 'prometheus',
   promtool: 'prometheus',
   chromium: 'chromium',
+  haproxy: 'haproxy',
+  nginx: 'nginx',
 } as const;
 export type Tool = keyof typeof TOOLS;
 
@@ -30,6 +32,7 @@ export type Tool = keyof typeof TOOLS;
 const PATH = `${process.env.PATH ?? ''}${delimiter}/usr/local/sbin${delimiter}/usr/sbin${delimiter}/sbin`;
 const RUN_TIMEOUT_MS = 50_000;
 const KILL_AFTER_MS = 5_000;
+const OWNED_TIMEOUT_MS = 60_000;
 
 /** Skips the test where a tool is missing, saying which; on CI that is a failure, since nobody would notice. */
 export async function needTools(context: TestContext, ...tools: readonly Tool[]): Promise<void> {
@@ -37,7 +40,10 @@ export async function needTools(context: TestContext, ...tools: readonly Tool[])
   const missing = tools.filter((_, index) => !found[index]);
   if (missing.length === 0) return;
   const packages = [...new Set(missing.map((tool) => TOOLS[tool]))].join(' ');
-  const reason = `needs ${missing.join(', ')} (Debian: apt-get install ${packages})`;
+  skip(context, `needs ${missing.join(', ')} (Debian: apt-get install ${packages})`);
+}
+
+export function skip(context: TestContext, reason: string): void {
   if (process.env.CI) throw new Error(reason);
   report(`skipped: ${context.task.name}: ${reason}`);
   context.skip(reason);
@@ -49,16 +55,29 @@ async function isInstalled(tool: Tool): Promise<boolean> {
   return (await Promise.allSettled(tries)).some((each) => each.status === 'fulfilled');
 }
 
+/** Who ends what is started: the test under way, unless said otherwise. */
+export type Owner = (release: () => Promise<void>) => void;
+
+/** For what the tests of one file share: it ends with the file's last test. Called at the top of the file. */
+export function ownedByFile(): Owner {
+  const releases: (() => Promise<void>)[] = [];
+  afterAll(async () => {
+    for (const release of releases.toReversed()) await release();
+  }, OWNED_TIMEOUT_MS);
+  return (release) => void releases.push(release);
+}
+
 /** A line for whoever reads the run: figures, and reasons for skipping. */
 export function report(line: string): void {
   process.stdout.write(`${line}\n`);
 }
 
 /** Removed with all that is in it when the test is over. Open to smtp-sink, which gives up root. */
-export async function temporaryDirectory(): Promise<string> {
+export async function temporaryDirectory(owner: Owner = onTestFinished): Promise<string> {
   const directory = await mkdtemp(join(tmpdir(), 'cutthrough-interop-'));
   await chmod(directory, 0o777);
-  onTestFinished(async () => await rm(directory, { recursive: true, force: true }));
+  // A server's children may still be writing.
+  owner(async () => await rm(directory, { recursive: true, force: true, maxRetries: 5 }));
   return directory;
 }
 
@@ -68,18 +87,23 @@ process.once('exit', () => {
   for (const child of running) child.kill('SIGKILL');
 });
 
-/** Starts a program that is ended with the test at the latest. */
-export function start(command: string, args: readonly string[], options: SpawnOptions = {}): ChildProcess {
+/** Starts a program that is ended with the test, or with its other owner, at the latest. */
+export function start(
+  command: string,
+  args: readonly string[],
+  options: SpawnOptions = {},
+  owner: Owner = onTestFinished,
+): ChildProcess {
   const env = { ...(options.env ?? process.env), PATH };
   const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'], ...options, env });
   running.add(child);
   child.once('close', () => running.delete(child));
-  onTestFinished(async () => await end(child));
+  owner(async () => await end(child));
   return child;
 }
 
 /** SIGTERM, and SIGKILL if that is not enough. */
-async function end(child: ChildProcess): Promise<void> {
+export async function end(child: ChildProcess): Promise<void> {
   if (!running.has(child) || child.pid === undefined) return;
   const closed = once(child, 'close');
   child.kill('SIGTERM');
@@ -95,8 +119,9 @@ export async function run(
   command: string,
   args: readonly string[],
   input: string | Buffer = '',
+  owner: Owner = onTestFinished,
 ): Promise<Ran> {
-  const child = start(command, args, { stdio: 'pipe' });
+  const child = start(command, args, { stdio: 'pipe' }, owner);
   const timer = setTimeout(() => child.kill('SIGKILL'), RUN_TIMEOUT_MS);
   const output = collect(child);
   // One that exits without reading its input must not take us along.
@@ -175,7 +200,7 @@ function parseDump(text: string): Dumped {
 }
 
 /** Whether the child takes connections at the port; false once it has exited. */
-async function listens(child: ChildProcess, port: number): Promise<boolean> {
+export async function listens(child: ChildProcess, port: number): Promise<boolean> {
   const deadline = performance.now() + 5_000;
   while (child.exitCode === null && child.signalCode === null && performance.now() < deadline) {
     const socket = net.connect({ port, host: '127.0.0.1' });

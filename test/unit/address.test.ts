@@ -229,6 +229,11 @@ describe('RCPT parameters', () => {
     [' NOTIFY=never', { notify: 'NEVER', orcpt: null }],
     [' notify=Success,DELAY,success', { notify: 'SUCCESS,DELAY', orcpt: null }],
     [' ORCPT=rfc822;a+2Bb@c', { notify: null, orcpt: { type: 'rfc822', address: 'a+b@c' } }],
+    // As Postfix writes one that isn't ASCII.
+    [
+      ' ORCPT=rfc822;+E7+94+A8a+2B@b.example',
+      { notify: null, orcpt: { type: 'utf-8', address: '\u7528a+@b.example' } },
+    ],
     [
       ' ORCPT=utf-8;a\\x{FC}\\x{1F4A9}b',
       { notify: null, orcpt: { type: 'utf-8', address: 'a\u00fc\u{1f4a9}b' } },
@@ -256,6 +261,8 @@ describe('RCPT parameters', () => {
     [' ORCPT=rfc822;', '501 5.5.4'],
     [' ORCPT=rfc822;a+', '501 5.5.4'],
     [' ORCPT=rfc822;a+0D+0Ab', '501 5.5.4'],
+    [' ORCPT=rfc822;a+FCb', '501 5.5.4'],
+    [' ORCPT=rfc822;a+C2+85b', '501 5.5.4'],
     [` ORCPT=rfc822;${'x'.repeat(501)}`, '501 5.5.4'],
     [' ORCPT=utf-8;a\\x{A}', '501 5.5.4'],
     [' ORCPT=utf-8;a\\x{0A}', '501 5.5.4'],
