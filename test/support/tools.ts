@@ -20,6 +20,10 @@ const TOOLS = {
   xfs_io: 'xfsprogs',
   'mkfs.ext4': 'e2fsprogs',
   faketime: 'faketime',
+  'docker-compose': 'docker-compose',
+  'systemd-analyze': 'systemd',
+  unshare: 'util-linux',
+  setpriv: 'util-linux',
 } as const;
 export type Tool = keyof typeof TOOLS;
 
