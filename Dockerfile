@@ -36,7 +36,7 @@ EXPOSE 2500
 CMD ["node", "load/load/main.js"]
 
 FROM runtime AS proxy
-RUN install -d -o 10001 -g 10001 -m 0750 /var/spool/cutthrough \
+RUN install -d -o 10001 -g 10001 -m 0700 /var/spool/cutthrough \
     && ln -s /app/dist/cli.js /usr/local/bin/cutthrough
 COPY --from=dependencies /app/node_modules node_modules
 COPY --from=build /app/dist dist

@@ -150,7 +150,7 @@ function inTree(root: string, command: readonly string[]): readonly string[] {
 async function spoolOf(user: string): Promise<string> {
   const directory = join(await temporaryDirectory(), 'spool');
   const [uid, gid] = user.split(':').map(Number);
-  await mkdir(directory, { mode: 0o750 });
+  await mkdir(directory, { mode: 0o700 });
   await chown(directory, uid!, gid!);
   return directory;
 }
