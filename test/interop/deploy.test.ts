@@ -2,7 +2,7 @@
 // the Dockerfile laid out in directories and run as the image would run: its user, no capability, a read-only root.
 import { type ChildProcess, execFileSync } from 'node:child_process';
 import { once } from 'node:events';
-import { chown, mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
+import { chmod, chown, mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { expect, it, type TestContext } from 'vitest';
@@ -92,7 +92,8 @@ it('the image relays, queues and stops as its user, on a read-only root, under t
   const user = lastOf(stages, 'proxy', 'USER')!;
   const spool = await spoolOf(user);
   const [a, b, shakyPort] = [await Sink.start(), await Sink.start(), await portNobodyHas()];
-  const proxy = contained(spool, user, inTree(proxyRoot, commandOf('proxy')), {
+  const command = inTree(proxyRoot, commandOf('proxy'));
+  const env = {
     ...environmentOf(stages, 'proxy'),
     CUTTHROUGH_CONFIG: join(proxyRoot, environmentOf(stages, 'proxy').CUTTHROUGH_CONFIG!),
     CUTTHROUGH_LISTEN: 'smtp://127.0.0.1:0',
@@ -103,7 +104,8 @@ it('the image relays, queues and stops as its user, on a read-only root, under t
     CUTTHROUGH_ROUTE: `a.example=${a.url} b.example=${b.url} shaky.example=smtp://127.0.0.1:${shakyPort}`,
     CUTTHROUGH_TRUST: 'none',
     CUTTHROUGH_ACCEPT_DOMAIN: 'a.example b.example shaky.example',
-  });
+  };
+  const proxy = contained(spool, user, command, env);
   const { smtp, http } = await addressesOf(proxy);
   const probe = execForm(lastOf(stages, 'proxy', 'HEALTHCHECK')).map((word) =>
     word.replace('127.0.0.1:9525', http),
@@ -127,6 +129,13 @@ it('the image relays, queues and stops as its user, on a read-only root, under t
 
   expect(await stopped(proxy)).toBe(0);
   expect(await health()).toBe(1);
+
+  const volume = await volumeOf(user);
+  const inVolume = { ...env, CUTTHROUGH_SPOOL_DIR: join(volume, 'spool') };
+  const inCluster = contained(volume, user, command, inVolume);
+  await addressesOf(inCluster);
+  expect(await stopped(inCluster)).toBe(0);
+  expect(await readdir(volume)).toEqual(['spool']);
   await Promise.all([a.close(), b.close()]);
 
   function commandOf(stage: string): readonly string[] {
@@ -152,6 +161,15 @@ async function spoolOf(user: string): Promise<string> {
   const [uid, gid] = user.split(':').map(Number);
   await mkdir(directory, { mode: 0o700 });
   await chown(directory, uid!, gid!);
+  return directory;
+}
+
+/** As a cluster mounts one under fsGroup: root's, and the group's to write. */
+async function volumeOf(user: string): Promise<string> {
+  const directory = join(await temporaryDirectory(), 'volume');
+  await mkdir(directory);
+  await chown(directory, 0, Number(user.split(':')[1]));
+  await chmod(directory, 0o2775);
   return directory;
 }
 
