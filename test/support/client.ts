@@ -17,22 +17,22 @@ export class Client {
   }
 
   /** Connects, and reads the greeting. */
-  static async connect(port: number): Promise<Client> {
-    const client = await Client.open(port);
+  static async connect(port: number, host?: string): Promise<Client> {
+    const client = await Client.open(port, host);
     await client.reply();
     return client;
   }
 
-  static async open(port: number): Promise<Client> {
-    const socket = net.connect({ port, host: '127.0.0.1', noDelay: true });
+  static async open(port: number, host = '127.0.0.1'): Promise<Client> {
+    const socket = net.connect({ port, host, noDelay: true });
     const client = new Client(socket);
     await once(socket, 'connect');
     return client;
   }
 
   /** Connects, greeting and EHLO. */
-  static async hello(port: number): Promise<Client> {
-    const client = await Client.connect(port);
+  static async hello(port: number, host?: string): Promise<Client> {
+    const client = await Client.connect(port, host);
     await client.command('EHLO client.example');
     return client;
   }

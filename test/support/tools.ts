@@ -25,6 +25,10 @@ const TOOLS = {
   chromium: 'chromium',
   haproxy: 'haproxy',
   nginx: 'nginx',
+  'docker-compose': 'docker-compose',
+  'systemd-analyze': 'systemd',
+  unshare: 'util-linux',
+  setpriv: 'util-linux',
 } as const;
 export type Tool = keyof typeof TOOLS;
 
