@@ -37,6 +37,8 @@ class ScriptedLeg {
     return Promise.resolve([{ kind: 'accepted', reply: reply(250, null, 'ok') }]);
   }
 
+  failedInBody(): void {}
+
   drop(): void {
     this.dropped = true;
     this.takeRest();

@@ -4,6 +4,7 @@ import pino from 'pino';
 import { expect, it } from 'vitest';
 import { Queue, type QueueDeps } from '../../src/spool/queue.ts';
 import type { SpoolStore } from '../../src/spool/store.ts';
+import { until } from '../support/proxy.ts';
 import { QUEUED_BODY, queuedMessage } from '../support/spool.ts';
 
 const DAY_MS = 86_400_000;
@@ -51,6 +52,8 @@ function expiredMessage(fails: Partial<Record<'load' | 'commit', Error>>) {
 it('tries a notification that can not be written again by schedule, not at once', async () => {
   const noSpace = Object.assign(new Error('no space left'), { code: 'ENOSPC' });
   const { queue, calls } = expiredMessage({ commit: noSpace });
+  await until(() => calls.commit === 1 && queue.list()[0]?.state === 'waiting');
+  // Time enough for one that does not wait for its schedule.
   await sleep(150);
   expect(calls.commit).toBe(1);
   expect(queue.list()).toMatchObject([{ id: 'm.1', state: 'waiting' }]);
@@ -60,6 +63,7 @@ it('tries a notification that can not be written again by schedule, not at once'
 it('comes back to a message whose envelope could not be read for now', async () => {
   const tooMany = Object.assign(new Error('too many open files'), { code: 'EMFILE' });
   const { queue, calls } = expiredMessage({ load: tooMany });
+  await until(() => calls.load === 1 && queue.list()[0]?.state === 'waiting');
   await sleep(150);
   expect(calls.load).toBe(1);
   expect(queue.list()).toMatchObject([{ id: 'm.1', state: 'waiting' }]);
