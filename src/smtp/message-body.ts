@@ -1,5 +1,7 @@
 // What must be known of a message while its bytes run through: where it ends, that it is innocent (wire.ts), not too
-// big, and not in a loop. Puts our Received line before the first byte (RFC 5321 §4.4). Pure but for its own state.
+// big, and not in a loop. Puts our Received line before the first byte (RFC 5321 §4.4). Keeps what the ledger knows a
+// message by: its header block and a CRC-32. Pure but for its own state.
+import { crc32 } from 'node:zlib';
 import { HeaderScanner } from './received.ts';
 import { bareNewline, mailLoop, messageTooBig, type Reply } from './reply.ts';
 import { WireScanner } from './wire.ts';
@@ -9,11 +11,18 @@ export type MessageLimits = Readonly<{ maxMessageBytes: number; maxReceived: num
 /** What one chunk of the connection amounts to. `end`: index behind the final line, -1 while it was not seen. */
 export type BodyChunk = Readonly<{ pieces: readonly Buffer[]; end: number; refusal: Reply | null }>;
 
+/** Longer header blocks are not kept. */
+const MAX_HEADER_OCTETS = 64 * 1024;
+
 export class MessageBody {
+  /** Of the wire form as the upstream sent it, without the final line. */
+  crc32 = 0;
   readonly #scanner = new WireScanner();
   readonly #header = new HeaderScanner();
   readonly #limits: MessageLimits;
   #received: Buffer | null;
+  #headerPieces: Buffer[] = [];
+  #headerOctets = 0;
   #pieces: Buffer[] = [];
   #refusal: Reply | null = null;
 
@@ -25,6 +34,16 @@ export class MessageBody {
   /** Octets so far, RFC 1870 §5. */
   get octets(): number {
     return this.#scanner.messageOctets;
+  }
+
+  /** Nothing more will come of the header block. */
+  get headerDone(): boolean {
+    return this.#header.done || this.#headerOctets > MAX_HEADER_OCTETS;
+  }
+
+  /** As the upstream sent it, with the empty line behind it, as far as it has come; null when it is too long to be kept. */
+  get header(): Buffer | null {
+    return this.#headerOctets > MAX_HEADER_OCTETS ? null : Buffer.concat(this.#headerPieces);
   }
 
   /** Nothing of a chunk in or after which the message turned out unacceptable is in `pieces`. */
@@ -40,10 +59,19 @@ export class MessageBody {
 
   readonly #onward = (piece: Buffer): void => {
     if (this.#refusal !== null) return;
-    if (!this.#header.done) this.#header.push(piece);
+    this.crc32 = crc32(piece, this.crc32);
+    if (!this.#header.done) this.#keepHeader(piece, this.#header.push(piece));
     this.#putReceived();
     this.#pieces.push(piece);
   };
+
+  /** Copied, since a view would keep the whole chunk. */
+  #keepHeader(piece: Buffer, octets: number): void {
+    this.#headerOctets += octets;
+    if (this.#headerOctets <= MAX_HEADER_OCTETS)
+      this.#headerPieces.push(Buffer.from(piece.subarray(0, octets)));
+    else this.#headerPieces = [];
+  }
 
   #putReceived(): void {
     if (this.#received !== null) this.#pieces.push(this.#received);

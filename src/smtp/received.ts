@@ -117,18 +117,22 @@ export class HeaderScanner {
     return this.#done;
   }
 
-  /** Feeds the next wire bytes; their line ends are CRLF, which the wire scanner has seen to. */
-  push(chunk: Buffer): void {
+  /**
+   * Feeds the next wire bytes; their line ends are CRLF, which the wire scanner has seen to.
+   * @returns how many of them belong to the header block, the empty line behind it included
+   */
+  push(chunk: Buffer): number {
     let at = 0;
     while (at < chunk.length && !this.#done) {
       if (this.#matched >= 0) this.#look(chunk[at++]!);
       else {
         const lineFeed = chunk.indexOf(LF, at);
-        if (lineFeed === -1) return;
+        if (lineFeed === -1) return chunk.length;
         at = lineFeed + 1;
         this.#matched = 0;
       }
     }
+    return at;
   }
 
   #look(octet: number): void {

@@ -176,6 +176,9 @@ export const nextHopLacksSmtputf8 = () => reply(550, '5.6.7', 'the next hop does
 export const announcingDenied = () => reply(550, '5.7.0', 'not permitted');
 export const relayingDenied = () => reply(550, '5.7.1', 'relaying denied');
 export const tooManyRecipients = () => reply(452, '4.5.3', 'too many recipients');
+/** --mixed split: one reply can tell the truth for one next hop. */
+export const otherNextHop = () =>
+  reply(451, '4.3.0', 'another next hop than the first recipient, send it in a transaction of its own');
 export const noSuchDomain = () => reply(550, '5.1.2', 'the domain does not exist');
 /** RFC 7505 §4.2. */
 export const nullMx = () => reply(556, '5.1.10', 'the domain does not accept mail (null MX)');
@@ -229,6 +232,16 @@ export function mixed(counts: Readonly<{ accepted: number; total: number; tempor
     ? reply(451, '4.5.0', `${text}; try again later for the others`)
     : reply(554, '5.5.0', `${text}; permanently refused for the others`);
 }
+
+// ---- The ledger ----
+
+/** What a recipient counts as who had the message from an earlier try. */
+export const alreadyDelivered = () => reply(250, '2.0.0', 'message delivered before');
+/** The message's dots went out for an upstream that has gone since, and the answers have not come. */
+export const stillDelivering = () =>
+  reply(451, '4.4.5', 'an earlier try is still waiting for its next hop, try again later');
+/** Sender, client and header block were those of an earlier message, but the body was not. */
+export const notTheSame = () => reply(451, '4.3.0', 'taken for an earlier message by mistake, try again');
 
 // ---- The spool ----
 

@@ -46,23 +46,29 @@ export class DirectoryLock {
 
   /**
    * @param onConnection gets what others say to the holder; the sockets' errors are dealt with
+   * @param option that names the directory, for what is said of it
    * @throws Error in one line when another process holds the directory, or it can't have a socket
    */
-  static async acquire(directory: string, onConnection: (socket: Socket) => void): Promise<DirectoryLock> {
-    const lock = new DirectoryLock(openFolder(directory));
+  static async acquire(
+    directory: string,
+    onConnection: (socket: Socket) => void,
+    option = '--spool-dir',
+  ): Promise<DirectoryLock> {
+    const name = `${option} ${directory}`;
+    const lock = new DirectoryLock(openFolder(directory, name));
     try {
       const own = await lock.#listen(onConnection);
-      await publish(directory, lock.#folder.path, own);
+      await publish(name, lock.#folder.path, own);
       unlinkSync(own);
       // Two that found the same stale socket could both have come this far; the name leads to one of them.
       await sleep(SETTLE_MS);
-      if (!lock.#isHeld) throw inUse(directory);
+      if (!lock.#isHeld) throw inUse(name);
       return lock;
     } catch (error) {
       await lock.release();
       const { code, message } = error as NodeJS.ErrnoException;
       if (code === undefined) throw error;
-      throw new Error(`--spool-dir ${directory}: no lock to be had: ${message}`, { cause: error });
+      throw new Error(`${name}: no lock to be had: ${message}`, { cause: error });
     }
   }
 
@@ -115,25 +121,24 @@ export class DirectoryLock {
  * @throws Error in one line when there is no telling: the holder doesn't answer, or won't let us
  */
 export async function connectToHolder(directory: string): Promise<Socket | null> {
-  const folder = openFolder(directory);
+  const name = `--spool-dir ${directory}`;
+  const folder = openFolder(directory, name);
   try {
     return await connect(join(folder.path, NAME));
   } catch (error) {
     const { message } = error as Error;
-    throw new Error(`--spool-dir ${directory}: the process that holds it can't be asked: ${message}`, {
-      cause: error,
-    });
+    throw new Error(`${name}: the process that holds it can't be asked: ${message}`, { cause: error });
   } finally {
     closeFolder(folder);
   }
 }
 
-function inUse(directory: string): Error {
-  return new Error(`--spool-dir ${directory}: in use by another process; give each its own directory`);
+function inUse(name: string): Error {
+  return new Error(`${name}: in use by another process; give each its own directory`);
 }
 
 /** The name that counts now leads to the socket `own`. @throws Error when another process has it */
-async function publish(directory: string, folder: string, own: string): Promise<void> {
+async function publish(name: string, folder: string, own: string): Promise<void> {
   const path = join(folder, NAME);
   for (let attempt = 0; attempt < MAX_ATTEMPTS; attempt++) {
     try {
@@ -144,10 +149,10 @@ async function publish(directory: string, folder: string, own: string): Promise<
     }
     const seen = lstatSync(path, { bigint: true, throwIfNoEntry: false });
     if (seen === undefined) continue;
-    if (!seen.isSocket()) throw new Error(`--spool-dir ${directory}: ${NAME} in it is no socket; remove it`);
-    if ((await isAlive(path)) || !(await breakStale(folder, identity(seen)))) throw inUse(directory);
+    if (!seen.isSocket()) throw new Error(`${name}: ${NAME} in it is no socket; remove it`);
+    if ((await isAlive(path)) || !(await breakStale(folder, identity(seen)))) throw inUse(name);
   }
-  throw inUse(directory);
+  throw inUse(name);
 }
 
 /** Removes the socket `stale`. False when another process has put its own there meanwhile: that stays. */
@@ -223,7 +228,7 @@ function identity({ dev, ino, mtimeNs }: BigIntStats): string {
 /** `path` is short enough for sockets in the directory; `fd` keeps it valid where that takes one. */
 type Folder = Readonly<{ path: string; fd: number | null }>;
 
-function openFolder(directory: string): Folder {
+function openFolder(directory: string, name: string): Folder {
   const fits = (path: string) => Buffer.byteLength(join(path, NAME)) <= MAX_SOCKET_PATH;
   const short = [directory, relative(process.cwd(), directory)].find(fits);
   if (short !== undefined) return { path: short, fd: null };
@@ -233,9 +238,9 @@ function openFolder(directory: string): Folder {
     if (lstatSync(path, { throwIfNoEntry: false }) !== undefined) return { path, fd };
     closeSync(fd);
   } catch (error) {
-    throw new Error(`--spool-dir ${directory}: ${(error as Error).message}`, { cause: error });
+    throw new Error(`${name}: ${(error as Error).message}`, { cause: error });
   }
-  throw new Error(`--spool-dir ${directory}: the path is too long for a socket in it; use a shorter one`);
+  throw new Error(`${name}: the path is too long for a socket in it; use a shorter one`);
 }
 
 function closeFolder({ fd }: Folder): void {

@@ -1,0 +1,151 @@
+// What became of messages whose outcome their upstream may not know (RFC 1047): it was told of a failure that not every
+// recipient had, or it went away before it had read the reply. It will send such a message again, and whoever has it
+// must not get it twice.
+// A message is told by a SHA-256 over reverse-path, client and header block (fingerprint.ts); that the body is the same
+// too is compared at its end, before anything is promised for it: a different message is never suppressed.
+// Bounded in entries and in time, the oldest go first. What must outlive the process is in the journal.
+import type { Reply } from '../smtp/reply.ts';
+
+export type Fate =
+  /** The dots are out, and the answer has not come. */
+  | Readonly<{ kind: 'pending' }>
+  | Readonly<{ kind: 'delivered' }>
+  | Readonly<{ kind: 'rejected'; reply: Reply }>;
+
+/** One recipient's copy of one message. Paths are without angle brackets, the null reverse-path is empty. */
+export type Entry = Readonly<{
+  reversePath: string;
+  forwardPath: string;
+  /** See fingerprint.ts. */
+  fingerprint: string;
+  /** Of the whole message as the upstream sent it (RFC 1870 §5), and the CRC-32 of its wire form. */
+  octets: number;
+  crc32: number;
+  fate: Fate;
+  /** Outlives the process, where there is a journal. */
+  durable: boolean;
+  /** Epoch milliseconds. */
+  expiresAt: number;
+}>;
+
+export type EntryKey = Pick<Entry, 'reversePath' | 'forwardPath' | 'fingerprint'>;
+
+/** Keeps entries beyond the process. A settled promise means: on disk, or given up with a line in the log. */
+export type Journal = Readonly<{
+  put: (entry: Entry) => Promise<void>;
+  drop: (key: EntryKey) => void;
+  close: () => Promise<void>;
+}>;
+
+export type LedgerDeps = Readonly<{
+  /** --ledger-ttl, milliseconds. */
+  ttlMs: number;
+  /** --ledger-max. */
+  maxEntries: number;
+  /** Epoch milliseconds. */
+  now: () => number;
+}>;
+
+export class Ledger {
+  readonly #deps: LedgerDeps;
+  #journal: Journal | null = null;
+  /** By sender and recipient: most senders repeat few messages to the same recipient, so the lists are short. */
+  readonly #byPaths = new Map<string, Entry[]>();
+  /** In the order of their expiry, since all live equally long. */
+  readonly #inOrder = new Set<Entry>();
+
+  constructor(deps: LedgerDeps) {
+    this.#deps = deps;
+  }
+
+  /** What almost every message finds. */
+  get isEmpty(): boolean {
+    return this.#inOrder.size === 0;
+  }
+
+  get size(): number {
+    this.#expire();
+    return this.#inOrder.size;
+  }
+
+  /** Durable entries outlive the process. */
+  get isKept(): boolean {
+    return this.#journal !== null;
+  }
+
+  get entries(): Iterable<Entry> {
+    return this.#inOrder;
+  }
+
+  /** From here on durable entries are also written there; `recovered` is what it had. */
+  keepIn(journal: Journal, recovered: readonly Entry[]): void {
+    for (const entry of recovered) this.#add(entry);
+    this.#journal = journal;
+  }
+
+  /** Whether some message of this sender to this recipient is on record: if so, it takes the header to tell more. */
+  knows(reversePath: string, forwardPath: string): boolean {
+    if (this.isEmpty) return false;
+    this.#expire();
+    return this.#byPaths.has(pathsOf({ reversePath, forwardPath }));
+  }
+
+  find(key: EntryKey): Entry | null {
+    this.#expire();
+    const same = this.#byPaths.get(pathsOf(key));
+    return same?.find(({ fingerprint }) => fingerprint === key.fingerprint) ?? null;
+  }
+
+  /** In place of what is on record for the same copy. Settles when a durable one is on disk; null where none is to be. */
+  put(entry: Omit<Entry, 'expiresAt'>): Promise<void> | null {
+    this.#remove(entry);
+    const dated = { ...entry, expiresAt: this.#deps.now() + this.#deps.ttlMs };
+    this.#add(dated);
+    return dated.durable && this.#journal !== null ? this.#journal.put(dated) : null;
+  }
+
+  /** The upstream knows the outcome now, or what is on record is not of its message after all. */
+  drop(key: EntryKey): void {
+    if (this.#remove(key)?.durable) this.#journal?.drop(key);
+  }
+
+  async close(): Promise<void> {
+    await this.#journal?.close();
+  }
+
+  #add(entry: Entry): void {
+    const paths = pathsOf(entry);
+    const same = this.#byPaths.get(paths);
+    if (same === undefined) this.#byPaths.set(paths, [entry]);
+    else same.push(entry);
+    this.#inOrder.add(entry);
+    for (const oldest of this.#inOrder) {
+      if (this.#inOrder.size <= this.#deps.maxEntries) return;
+      this.#remove(oldest);
+    }
+  }
+
+  #remove(key: EntryKey): Entry | null {
+    const paths = pathsOf(key);
+    const same = this.#byPaths.get(paths) ?? [];
+    const at = same.findIndex(({ fingerprint }) => fingerprint === key.fingerprint);
+    if (at === -1) return null;
+    const [entry] = same.splice(at, 1);
+    if (same.length === 0) this.#byPaths.delete(paths);
+    this.#inOrder.delete(entry!);
+    return entry!;
+  }
+
+  #expire(): void {
+    const now = this.#deps.now();
+    for (const entry of this.#inOrder) {
+      if (entry.expiresAt > now) return;
+      this.#remove(entry);
+    }
+  }
+}
+
+/** No path contains a line feed. */
+function pathsOf({ reversePath, forwardPath }: Pick<Entry, 'reversePath' | 'forwardPath'>): string {
+  return `${reversePath}\n${forwardPath}`;
+}

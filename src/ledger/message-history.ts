@@ -1,0 +1,203 @@
+// One message's dealings with the ledger: what is on record of it from before, and what is to be put on record of it now.
+//
+//   RCPT     asks(): whether anything is known of this sender and recipient (almost never);
+//   header   judge(): which recipients' fate is known, for it is the same message again;
+//   the end  isSame(): whether the body is the same, too. Only then is anything suppressed;
+//   dots     intend(): with a journal and several legs, that the outcome is open; settled(): each as it becomes known;
+//   verdict  told(): what the upstream is about to be told; then confirmed(), since a later command shows that it knows,
+//            or vanished(): it may not.
+//
+// An entry is left behind only where the upstream may not know the outcome.
+import type { Outcome } from '../downstream/outcome.ts';
+import type { Client, Recipient, Sender } from '../smtp/envelope.ts';
+import type { MessageBody } from '../smtp/message-body.ts';
+import { alreadyDelivered, type Reply, replyClass } from '../smtp/reply.ts';
+import { fingerprintOf } from './fingerprint.ts';
+import type { Entry, Fate, Ledger } from './ledger.ts';
+
+export type RecipientOutcome = Readonly<{ recipient: Recipient; outcome: Outcome | null }>;
+
+export class MessageHistory {
+  readonly #ledger: Ledger;
+  readonly #reversePath: string;
+  readonly #client: Client;
+  /** Seldom any: made when there are. */
+  #suspects: Set<Recipient> | null = null;
+  #known: Map<Recipient, Entry> | null = null;
+  #fingerprint: string | null | undefined;
+  #body: MessageBody | null = null;
+  /** Entries are to outlive the process. */
+  #durable = false;
+  #intended: readonly Recipient[] = [];
+  /** What the upstream was told last, and who is covered by it. */
+  #told: { reply: Reply; recipients: readonly Recipient[] } | null = null;
+
+  constructor(ledger: Ledger, sender: Sender, client: Client) {
+    this.#ledger = ledger;
+    this.#reversePath = sender.mailbox?.address ?? '';
+    this.#client = client;
+  }
+
+  /** At RCPT. True: the recipient's next hop must not get DATA before judge(). */
+  asks(recipient: Recipient): boolean {
+    if (!this.#ledger.knows(this.#reversePath, recipient.mailbox.address)) return false;
+    this.#suspects ??= new Set();
+    this.#suspects.add(recipient);
+    return true;
+  }
+
+  get hasSuspects(): boolean {
+    return this.#suspects !== null;
+  }
+
+  isSuspect(recipient: Recipient): boolean {
+    return this.#suspects?.has(recipient) ?? false;
+  }
+
+  /** When the header block has come. False: the message's outcome is still open elsewhere, so nothing can be done now. */
+  judge(body: MessageBody): boolean {
+    this.#body = body;
+    this.#known = new Map();
+    for (const recipient of this.#suspects ?? []) {
+      const entry = this.#find(recipient);
+      if (entry?.fate.kind === 'pending') return false;
+      if (entry !== null) this.#known.set(recipient, entry);
+    }
+    return true;
+  }
+
+  /** Recipients who must not get the message again, and what it counts as for them. */
+  get known(): ReadonlyMap<Recipient, Outcome> {
+    return new Map([...(this.#known ?? [])].map(([recipient, { fate }]) => [recipient, outcomeOf(fate)]));
+  }
+
+  /**
+   * At the end, before the dots. False: what is on record is not of this message, although all of its header is the
+   * same; it is forgotten, so that the next try delivers.
+   */
+  isSame(): boolean {
+    const { octets, crc32 } = this.#body ?? { octets: -1, crc32: -1 };
+    const different = [...(this.#known?.values() ?? [])].filter(
+      (entry) => entry.octets !== octets || entry.crc32 !== crc32,
+    );
+    for (const entry of different) this.#ledger.drop(entry);
+    return different.length === 0;
+  }
+
+  /** Before several dots: their outcomes will be open for a moment, and one of them may be all we learn. */
+  async intend(recipients: readonly Recipient[], body: MessageBody): Promise<void> {
+    if (!this.#ledger.isKept) return;
+    this.#body = body;
+    this.#durable = true;
+    this.#intended = recipients;
+    await Promise.all(recipients.map((recipient) => this.#put(recipient, { kind: 'pending' })));
+  }
+
+  /** After intend(), as each outcome comes in. Settles when it is on disk. */
+  async settled(outcomes: readonly RecipientOutcome[]): Promise<void> {
+    if (!this.#durable) return;
+    await Promise.all(outcomes.map(({ recipient, outcome }) => this.#putOrDrop(recipient, outcome)));
+  }
+
+  /** After intend(): the dots have not gone out after all. */
+  abandon(): void {
+    if (!this.#durable) return;
+    this.#durable = false;
+    this.#forgetAll(this.#intended);
+  }
+
+  /** The upstream has gone while the dots are out. */
+  pend(recipients: readonly Recipient[], body: MessageBody): void {
+    this.#body = body;
+    for (const recipient of recipients) void this.#put(recipient, { kind: 'pending' });
+  }
+
+  /**
+   * @param upstreamGone nobody hears the reply
+   * @returns a promise where something must be on disk before the reply leaves
+   */
+  told(
+    reply: Reply,
+    outcomes: readonly RecipientOutcome[],
+    body: MessageBody,
+    upstreamGone: boolean,
+  ): Promise<unknown> | null {
+    this.#body = body;
+    this.#told = { reply, recipients: outcomes.map(({ recipient }) => recipient) };
+    if (replyClass(reply) === 2) {
+      if (upstreamGone) this.vanished();
+      return null;
+    }
+    const some = outcomes.some(({ outcome }) => outcome?.kind === 'accepted');
+    if (some)
+      return Promise.all(outcomes.map(({ recipient, outcome }) => this.#putOrDrop(recipient, outcome)));
+    // Nobody has it: whoever sends it again does right.
+    this.#forgetAll(this.#told.recipients);
+    return null;
+  }
+
+  /** A later command has come. What the upstream will not repeat needs no entry. */
+  confirmed(): void {
+    if (this.#told !== null && replyClass(this.#told.reply) !== 4) this.#forgetAll(this.#told.recipients);
+    this.#told = null;
+  }
+
+  /** The connection has ended, and no later command came. */
+  vanished(): void {
+    if (this.#told !== null && replyClass(this.#told.reply) === 2)
+      for (const recipient of this.#told.recipients) void this.#put(recipient, { kind: 'delivered' });
+    this.#told = null;
+  }
+
+  #forgetAll(recipients: readonly Recipient[]): void {
+    if (this.#ledger.isEmpty) return;
+    for (const recipient of recipients) this.#forget(recipient);
+  }
+
+  #forget(recipient: Recipient): void {
+    const entry = this.#find(recipient);
+    if (entry !== null) this.#ledger.drop(entry);
+  }
+
+  #find({ mailbox }: Recipient): Entry | null {
+    const fingerprint = this.#fingerprinted();
+    if (fingerprint === null) return null;
+    return this.#ledger.find({
+      reversePath: this.#reversePath,
+      forwardPath: mailbox.address,
+      fingerprint,
+    });
+  }
+
+  /** A fate that is not final is not on record. */
+  async #putOrDrop(recipient: Recipient, outcome: Outcome | null): Promise<void> {
+    if (outcome?.kind === 'accepted') return await this.#put(recipient, { kind: 'delivered' });
+    if (outcome?.kind === 'rejected')
+      return await this.#put(recipient, { kind: 'rejected', reply: outcome.reply });
+    this.#forget(recipient);
+  }
+
+  async #put({ mailbox }: Recipient, fate: Fate): Promise<void> {
+    const fingerprint = this.#fingerprinted();
+    if (fingerprint === null || this.#body === null) return;
+    const key = { reversePath: this.#reversePath, forwardPath: mailbox.address, fingerprint };
+    const { octets, crc32 } = this.#body;
+    if (this.#ledger.find(key)?.fate.kind === fate.kind) return;
+    await this.#ledger.put({ ...key, octets, crc32, fate, durable: this.#durable });
+  }
+
+  /** Made when it is needed, which is seldom. Null: the header was too long to be kept. */
+  #fingerprinted(): string | null {
+    if (this.#fingerprint === undefined) {
+      const header = this.#body?.header ?? null;
+      this.#fingerprint = header && fingerprintOf(this.#reversePath, this.#client, header);
+    }
+    return this.#fingerprint;
+  }
+}
+
+function outcomeOf(fate: Fate): Outcome {
+  return fate.kind === 'rejected'
+    ? { kind: 'rejected', reply: fate.reply }
+    : { kind: 'accepted', reply: alreadyDelivered() };
+}
