@@ -18,6 +18,8 @@ import { NextHopHealth } from './downstream/health.ts';
 import type { LegDeps } from './downstream/leg.ts';
 import { SessionPool } from './downstream/pool.ts';
 import { type HttpServer, startHttp } from './http/server.ts';
+import { openJournal, prepareLedgerDirectory } from './ledger/journal.ts';
+import { Ledger } from './ledger/ledger.ts';
 import { createLogger } from './log.ts';
 import { classLabel, createMetrics, type Metrics } from './metrics.ts';
 import { createDane } from './routing/dane.ts';
@@ -33,6 +35,7 @@ import { fastPathDisabled, type Reply } from './smtp/reply.ts';
 import { MemoryBudget } from './spool/buffer.ts';
 import type { DeliveryDeps } from './spool/delivery.ts';
 import { FastPathMonitor } from './spool/fast-path.ts';
+import { DirectoryLock } from './spool/lock.ts';
 import { Spool } from './spool/spool.ts';
 import { StoredTransaction } from './spool/stored-transaction.ts';
 import { statusOf } from './status.ts';
@@ -107,6 +110,9 @@ class RunningProxy implements Proxy {
   readonly #transactions = new Set<Transaction | StoredTransaction>();
   readonly #budget: MemoryBudget;
   readonly #fastPath: FastPathMonitor;
+  readonly #ledger: Ledger;
+  /** Of --ledger-dir. */
+  #ledgerLock: DirectoryLock | null = null;
   readonly #timeLines = new RecentTimeLines(TRACED_TRANSACTIONS, {
     now: () => performance.now(),
     wall: Date.now,
@@ -151,9 +157,11 @@ class RunningProxy implements Proxy {
     read(transactionsActive, () => this.#transactions.size);
     read(this.#metrics.queueMessages, () => this.#spool?.queue.size ?? 0);
     read(this.#metrics.queueOldestAge, () => this.#spool?.queue.oldestAgeSeconds ?? 0);
+    read(this.#metrics.ledgerEntries, () => this.#ledger.size);
     this.#readSpool();
     this.#readLimits(read);
     this.#budget = new MemoryBudget(config.maxBufferedBytes);
+    this.#ledger = new Ledger({ ttlMs: config.ledgerTtlMs, maxEntries: config.ledgerMax, now: Date.now });
     this.#fastPath = new FastPathMonitor({
       // Pure cut-through has limits of its own that answer for load; there only the switch counts.
       conditions: Spool.isNeeded(config) ? config.disableFastPathWhen : [],
@@ -198,6 +206,7 @@ class RunningProxy implements Proxy {
     this.#generation = await this.#generationOf(config);
     this.#health.configure(this.#generation.router.staticNextHops);
     if (Spool.isNeeded(config)) this.#spool = await this.#openSpool(config);
+    if (config.ledgerDir !== null) await this.#keepLedger(config.ledgerDir);
     const { certificate } = this.#generation;
     for (const { protocol } of config.listen) this.#metrics.upstreamConnections.show(protocol);
     this.#listeners = config.listen.map(
@@ -212,6 +221,14 @@ class RunningProxy implements Proxy {
       await this.close({ drainTimeoutMs: 0 });
       throw error;
     }
+  }
+
+  async #keepLedger(directory: string): Promise<void> {
+    await prepareLedgerDirectory(directory);
+    this.#ledgerLock = await DirectoryLock.acquire(directory, (socket) => socket.destroy(), '--ledger-dir');
+    const entries = () => [...this.#ledger.entries].filter(({ durable }) => durable);
+    const { journal, recovered } = await openJournal(directory, { log: this.#log, now: Date.now, entries });
+    this.#ledger.keepIn(journal, recovered);
   }
 
   #listenerDeps(): ListenerDeps {
@@ -288,6 +305,8 @@ class RunningProxy implements Proxy {
     this.#fastPath.stop();
     await this.#spool?.close(Math.min(timeoutMs, QUEUE_GRACE_MS));
     await Promise.all(this.#ending);
+    await this.#ledger.close();
+    await this.#ledgerLock?.release();
     // Not before: a policy that can't be fetched is one that isn't obeyed.
     this.#ended.abort();
     await this.#http?.close();
@@ -440,6 +459,7 @@ class RunningProxy implements Proxy {
       now: () => performance.now(),
       timeLines: this.#timeLines,
       rcptDeadline,
+      ledger: this.#ledger,
       newId: () => this.#newId(),
       received: (sender: Sender, client: Client, id: string, only: Recipient | null) =>
         received(config, sender, client, id, only),

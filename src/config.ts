@@ -4,6 +4,7 @@
 
 import { readFileSync } from 'node:fs';
 import os from 'node:os';
+import { resolve } from 'node:path';
 import { parseDocument, stringify } from 'yaml';
 import {
   type Condition,
@@ -94,6 +95,10 @@ export type Config = Readonly<{
   maxQueueAgeMs: number;
   /** Claim 10. At most one of each kind. */
   disableFastPathWhen: readonly Condition[];
+  ledgerTtlMs: number;
+  ledgerMax: number;
+  /** null: the ledger is in memory alone. */
+  ledgerDir: string | null;
   /** File names; both or none. */
   tlsCert: string | null;
   tlsKey: string | null;
@@ -349,15 +354,19 @@ function contradictions(values: Partial<OptionValues>, label: (name: OptionName)
 }
 
 function aboutModes(values: Partial<OptionValues>, label: (name: OptionName) => string): string[] {
-  const { mode, fallback, mixed, disableFastPathWhen = [] } = values;
+  const { mode, fallback, mixed, disableFastPathWhen = [], spoolDir, ledgerDir } = values;
   const found: string[] = [];
+  if (spoolDir !== undefined && ledgerDir && resolve(ledgerDir) === resolve(spoolDir))
+    found.push(
+      `${label('ledger-dir')} ${ledgerDir}: is the spool's directory; give the ledger one of its own`,
+    );
   const cutThroughOnly = (name: 'fallback' | 'mixed', value: string) => {
     const instead = `leave it out, or use ${lastWord(label('mode'))} cut-through`;
     found.push(`${label(name)} ${value}: has no use in mode ${mode}, which queues by itself; ${instead}`);
   };
   if (mode === 'fast-path' || mode === 'spool') {
     if (fallback !== undefined && fallback !== 'none') cutThroughOnly('fallback', fallback);
-    if (mixed === 'spool') cutThroughOnly('mixed', mixed);
+    if (mixed === 'spool' || mixed === 'split') cutThroughOnly('mixed', mixed);
   }
   for (const [index, { kind }] of disableFastPathWhen.entries()) {
     if (disableFastPathWhen.findIndex((other) => other.kind === kind) < index) {

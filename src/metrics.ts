@@ -71,9 +71,6 @@ export function createMetrics(info: { version: string; mode: string; fallback: s
     'phase',
   ]);
   for (const phase of DURATION_PHASES) phaseDuration.show(phase);
-  // There is no ledger yet: it holds nothing, and nothing has been suppressed.
-  gauge('ledger_entries', 'Transactions remembered so that a retry is not delivered twice.');
-  counter('duplicates_suppressed_total', 'Recipients not sent a message again that they had.');
 
   return {
     registry,
@@ -160,6 +157,14 @@ export function createMetrics(info: { version: string; mode: string; fallback: s
       'Messages that the spool could not take: no room on the disk, or an error of it.',
       ['reason'],
       ['full', 'error'],
+    ),
+    ledgerEntries: gauge(
+      'ledger_entries',
+      'Recipients of whom is remembered what became of a message, so that a retry is not delivered twice.',
+    ),
+    duplicatesSuppressed: counter(
+      'duplicates_suppressed_total',
+      'Recipients not sent a message again that they had.',
     ),
     dsn: counterBy(
       'dsn_total',

@@ -89,16 +89,12 @@ export const OPTIONS = {
     'none',
     'cut-through: what takes over when a next hop cannot be reached now',
   ),
-  mixed: {
-    ...one(
-      'mixed',
-      choice(['fail', 'split', 'spool']),
-      'fail',
-      'cut-through: several destinations, some accepted and some not, after the final dot ' +
-        '(split is not available yet)',
-    ),
-    available: ['fail', 'spool'],
-  },
+  mixed: one(
+    'mixed',
+    choice(['fail', 'split', 'spool']),
+    'fail',
+    'cut-through: several destinations, some accepted and some not, after the final dot',
+  ),
 
   listen: {
     ...many(
@@ -222,6 +218,19 @@ export const OPTIONS = {
     'conditions that send messages to disk first; manual: nothing but the switch does',
   ),
 
+  'ledger-ttl': one(
+    'ledgerTtlMs',
+    duration(),
+    '24h',
+    'how long what became of a message is kept where the client may not know; so its retry makes no duplicates',
+  ),
+  'ledger-max': one('ledgerMax', integer(1), '100000', 'recipients whose outcomes are kept'),
+  'ledger-dir': optional(
+    'ledgerDir',
+    directory,
+    'where mixed outcomes are kept over a restart; without it in memory alone',
+  ),
+
   'tls-cert': optional('tlsCert', file, 'PEM certificate chain; with --tls-key STARTTLS is offered'),
   'tls-key': optional('tlsKey', file, 'PEM private key of --tls-cert'),
   'require-tls': one('requireTls', boolean, 'false', 'clients must STARTTLS before MAIL'),
@@ -280,6 +289,7 @@ const GROUPS: Readonly<Partial<Record<string, string>>> = {
   'connect-retries': 'Attempts and timeouts',
   'max-message-size': 'Limits',
   'memory-threshold': 'Spool, queue and fast path',
+  'ledger-ttl': 'Ledger',
   'tls-cert': 'TLS',
   'log-level': 'Log',
   workers: 'Not available yet',

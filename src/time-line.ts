@@ -29,6 +29,8 @@ export type LegEvent =
   | 'data-reply'
   | 'end-of-data'
   | 'reply'
+  /** The next hop has the message already. */
+  | 'reset'
   | 'lost';
 type What = UpstreamEvent | LegEvent;
 

@@ -190,6 +190,8 @@ function describe(event: TraceEvent, trace: Trace, naming: boolean): Said {
       return said(`failed: ${text}`, 'yellow');
     case 'unreachable':
       return said(`given up: ${text}`, 'red');
+    case 'reset':
+      return said('RSET: has the message from an earlier try');
     case 'lost':
       return said(`lost: ${text || 'connection closed'}`, 'red');
     default:

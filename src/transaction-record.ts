@@ -16,7 +16,7 @@ export class RecipientRecord {
   readonly #nth: number;
   readonly address: string;
   nextHop = '';
-  outcome: '' | 'accepted' | 'rejected' | 'deferred' = '';
+  outcome: '' | 'accepted' | 'rejected' | 'deferred' | 'suppressed' = '';
   reply: number | null = null;
 
   constructor(address: string, nth: number) {
@@ -32,6 +32,12 @@ export class RecipientRecord {
   answered({ code }: Readonly<{ code: number }>): void {
     this.outcome = code < 300 ? 'accepted' : code >= 500 ? 'rejected' : 'deferred';
     this.reply = code;
+  }
+
+  /** The message was not sent again: an earlier try of the same upstream had this end. */
+  suppressed(fate: NonNullable<Fate>): void {
+    this.outcome = 'suppressed';
+    this.reply = fate.kind === 'lost' ? null : fate.reply.code;
   }
 
   /** What is not known is for the upstream, or for the queue, to try again. */

@@ -7,6 +7,7 @@
 import { FanOut } from '../downstream/fan-out.ts';
 import { Leg, type LegDeps } from '../downstream/leg.ts';
 import type { Outcome } from '../downstream/outcome.ts';
+import { MessageHistory } from '../ledger/message-history.ts';
 import type { TransactionResult } from '../metrics.ts';
 import { type NextHop, type RouteResult, refusalOfRoute } from '../routing/routes.ts';
 import type { Client, Recipient, Sender } from '../smtp/envelope.ts';
@@ -15,11 +16,14 @@ import {
   dnsTemporary,
   legLost,
   noDiskSpace,
+  notTheSame,
   noValidRecipients,
+  otherNextHop,
   overloadedData,
   type Reply,
   recipientOk,
   replyClass,
+  stillDelivering,
   transactionAborted,
 } from '../smtp/reply.ts';
 import type { MessageBuffer } from '../spool/buffer.ts';
@@ -43,7 +47,7 @@ export type TransactionDeps = IntakeDeps &
 type State =
   | Readonly<{ name: 'envelope' }>
   | Readonly<{ name: 'starting' }>
-  | Readonly<{ name: 'body'; fanOut: FanOut; body: MessageBody; began: number }>
+  | Readonly<{ name: 'body'; fanOut: FanOut; body: MessageBody; began: number; room: boolean }>
   | Readonly<{ name: 'ended' }>;
 
 export class Transaction {
@@ -62,6 +66,12 @@ export class Transaction {
   readonly #missed: Result[] = [];
   /** The message from its first byte, for those who miss it in the end. */
   #tee: MessageBuffer | null = null;
+  /** Key of the next hop of the first recipient that has one. */
+  #firstHop: string | null = null;
+  #routed: Promise<unknown> = Promise.resolve();
+  readonly #history: MessageHistory;
+  /** Legs whose next hop may have this message from before, and what came of it until the header tells. */
+  #held: { legs: readonly Leg[]; pieces: Buffer[] } | null = null;
   #upstreamGone = false;
   #state: State = { name: 'envelope' };
   /** Set when the message can no longer be delivered; the rest of it is read and dropped. */
@@ -78,6 +88,7 @@ export class Transaction {
     this.client = client;
     this.#deps = deps;
     this.#record = new TransactionRecord(this.id, sender, client, deps);
+    this.#history = new MessageHistory(deps.ledger, sender, client);
   }
 
   get state(): State['name'] {
@@ -129,7 +140,10 @@ export class Transaction {
       const answer = spooled ? this.#miss(recipient, record, said) : said;
       // An acceptance follows at once from what the next hop has just said.
       this.#record.told(record, answer, answer.code < 300 ? this.#record.line.latest : undefined);
-      if (record.outcome === 'accepted') this.#accepted++;
+      if (record.outcome === 'accepted') {
+        this.#accepted++;
+        this.#history.asks(recipient);
+      }
       return answer;
     } finally {
       this.#deps.rcptDeadline.lift(asking);
@@ -156,6 +170,7 @@ export class Transaction {
       if (leg.recipients.length > 0) legs.push(leg);
       else void leg.release();
     }
+    const held = this.#history.hasSuspects ? this.#holdBack(legs) : [];
     const room = this.#deps.spooler === null || (await this.#deps.spooler.hasRoom());
     if (!room && this.#missed.length > 0) return this.#refuseData(noDiskSpace());
     const answers =
@@ -166,10 +181,19 @@ export class Transaction {
     const failures = answers.filter((answer) => answer !== null);
     if (failures.length > 0 && !(this.#hasFallback && room)) return this.#refuseData(refusalOfData(failures));
     const onward = legs.filter((leg, at) => answers[at] === null || this.#missAll(leg, answers[at]!));
-    if (onward.length === 0 && this.#missed.every(({ outcome }) => outcome?.kind === 'rejected'))
+    const nobody = onward.length === 0 && held.length === 0;
+    if (nobody && this.#missed.every(({ outcome }) => outcome?.kind === 'rejected'))
       return this.#refuseData(refusalOfData(failures));
-    this.#startBody(onward, room);
+    this.#startBody(onward, held, room);
     return null;
+  }
+
+  /** Takes the legs out of `legs` that must not get DATA before the header has shown whether it is a repetition. */
+  #holdBack(legs: Leg[]): readonly Leg[] {
+    const isHeld = (leg: Leg) => leg.recipients.some((recipient) => this.#history.isSuspect(recipient));
+    const held = legs.filter(isHeld);
+    legs.splice(0, legs.length, ...legs.filter((leg) => !isHeld(leg)));
+    return held;
   }
 
   /** Under --fallback: the leg is out, and its recipients get the message, or their sender a notification, later. */
@@ -180,27 +204,33 @@ export class Transaction {
     return false;
   }
 
-  #startBody(legs: readonly Leg[], room: boolean): void {
-    const { config, now } = this.#deps;
+  #startBody(legs: readonly Leg[], held: readonly Leg[], room: boolean): void {
+    const { config, now, ledger } = this.#deps;
     const fanOut = new FanOut(legs, {
       dataTimeoutMs: config.dataTimeoutMs,
       ackTimeoutMs: config.ackTimeoutMs,
       independent: this.#hasFallback && room,
+      // Kept on disk, an outcome is as good as known.
+      ...(ledger.isKept
+        ? { onAnswer: (leg, outcomes) => void this.#history.settled(zip(leg, outcomes)) }
+        : {}),
       now,
       onStandstill: (side, seconds) => {
         this.#standstill[side] += seconds;
       },
     });
-    const only = this.#accepted === 1 ? (legs[0]?.recipients[0] ?? this.#missed[0]?.recipient ?? null) : null;
+    const first = legs[0]?.recipients[0] ?? held[0]?.recipients[0] ?? this.#missed[0]?.recipient;
+    const only = this.#accepted === 1 ? (first ?? null) : null;
     const received = this.#deps.received(this.sender, this.client, this.id, only);
-    const maxMessageBytes = this.#sizeLimit(legs, received.length);
+    const maxMessageBytes = this.#sizeLimit(held.length === 0 ? legs : [...legs, ...held], received.length);
     const body = new MessageBody(received, { maxMessageBytes, maxReceived: config.maxReceived });
     // --mixed spool needs it only where recipients can differ.
     const keep = this.#hasFallback || (config.mixed === 'spool' && this.#accepted > 1);
     if (keep && room) this.#tee = this.#deps.spooler?.newBuffer(this.id) ?? null;
+    if (held.length > 0) this.#held = { legs: held, pieces: [] };
     const began = now();
     this.#record.line.upstream('data-reply', began, 354);
-    this.#state = { name: 'body', fanOut, body, began };
+    this.#state = { name: 'body', fanOut, body, began, room };
   }
 
   /**
@@ -214,6 +244,7 @@ export class Transaction {
     if (refusal !== null && this.#refusal === null) this.#giveUp({ reply: refusal, result: 'rejected' });
     if (!this.#bodyBegan || end !== -1) this.#noteBody(end === -1 ? null : body.octets);
     this.#deps.metrics.messageBytes.add(end === -1 ? chunk.length : end, 'in');
+    if (this.#held !== null) return { end, ready: this.#hold(this.#held.pieces, pieces, end, body) };
     if (end === -1) return { end, ready: this.#refusal === null ? this.#write(fanOut, pieces) : null };
     this.#last = pieces;
     return { end, ready: null };
@@ -225,6 +256,43 @@ export class Transaction {
     if (!this.#bodyBegan) this.#record.line.upstream('body', at);
     this.#bodyBegan = true;
     if (octets !== null) this.#record.line.upstream('end-of-data', at, octets);
+  }
+
+  /** Nobody gets anything before the header is whole: the legs keep step. It is bounded, see MessageBody. */
+  #hold(held: Buffer[], pieces: readonly Buffer[], end: number, body: MessageBody): Promise<void> | null {
+    held.push(...pieces);
+    if (end !== -1) this.#last = held;
+    return end === -1 && body.headerDone ? this.#letGo() : null;
+  }
+
+  /** What was held back goes on: to those who have the message already, no more of it. */
+  async #letGo(): Promise<void> {
+    if (this.#held === null || this.#state.name !== 'body') return;
+    const { legs, pieces } = this.#held;
+    const { fanOut, body, room } = this.#state;
+    if (!this.#history.judge(body)) this.#giveUp({ reply: stillDelivering(), result: 'deferred' });
+    const done = new Set(this.#history.known.keys());
+    if (this.#refusal === null) {
+      const answers = await Promise.all(legs.map((leg) => leg.startDataWithout(done)));
+      // The upstream may have gone meanwhile.
+      if (this.state !== 'body') return;
+      this.#joinAll(fanOut, legs, answers, room);
+    }
+    this.#held = null;
+    if (this.#last !== pieces && this.#refusal === null) await this.#write(fanOut, pieces);
+  }
+
+  #joinAll(fanOut: FanOut, legs: readonly Leg[], answers: readonly (Outcome | null)[], room: boolean): void {
+    const failures = answers.filter((answer) => answer !== null);
+    if (failures.length > 0 && !(this.#hasFallback && room)) {
+      const reply = refusalOfData(failures);
+      return this.#giveUp({ reply, result: resultOf(reply) });
+    }
+    fanOut.join(
+      legs.filter((leg, at) =>
+        answers[at] === null ? leg.recipients.length > 0 : this.#missAll(leg, answers[at]!),
+      ),
+    );
   }
 
   #write(fanOut: FanOut, pieces: readonly Buffer[]): Promise<void> | null {
@@ -245,12 +313,18 @@ export class Transaction {
     const { fanOut, body, began } = this.#state;
     const { metrics } = this.#deps;
     metrics.messageSize.observe(body.octets);
+    if (this.#held !== null) await this.#letGo();
+    if (!this.#history.isSame()) this.#giveUp({ reply: notTheSame(), result: 'deferred' });
+    if (this.#refusal === null && fanOut.legs.length > 1) {
+      const recipients = fanOut.legs.flatMap((leg) => leg.recipients);
+      await this.#history.intend(recipients, body);
+    }
     const teed = this.#refusal === null ? this.#teeTakes(this.#last) : null;
     const outcomes = this.#refusal === null ? await fanOut.finish(this.#last) : null;
     if (teed !== null) await teed;
     this.#last = [];
     const decision =
-      outcomes === null ? this.#verdictBeforeDots(fanOut) : await this.#verdictOf(fanOut, outcomes);
+      outcomes === null ? this.#verdictBeforeDots(fanOut) : await this.#verdictOf(fanOut, outcomes, body);
     const at = this.#deps.now();
     const extra = { bytes: body.octets, bodyMs: Math.round(at - began) };
     metrics.messageBytes.add(fanOut.bytesOut, 'out');
@@ -267,10 +341,24 @@ export class Transaction {
     for (const wait of this.#waits) wait.cut();
     if (this.#state.name === 'body') {
       this.#upstreamGone = true;
-      if (this.#state.fanOut.dotsSent) return;
+      const { fanOut, body } = this.#state;
+      if (fanOut.dotsSent) {
+        const recipients = fanOut.legs.flatMap((leg) => leg.recipients);
+        return this.#history.pend(recipients, body);
+      }
       this.#giveUp({ reply: transactionAborted(), result: 'aborted' });
     }
     this.#end(this.#refusal?.result ?? this.#record.resultWithoutMessage, null, {});
+  }
+
+  /** The upstream has sent another command: it knows what became of the message. */
+  confirmed(): void {
+    this.#history.confirmed();
+  }
+
+  /** The upstream has gone without one. */
+  vanished(): void {
+    this.#history.vanished();
   }
 
   /** Waits for nobody any more: every leg is dropped, and what is not known by now stays unknown. */
@@ -281,9 +369,17 @@ export class Transaction {
   #askNextHop(recipient: Recipient, record: RecipientRecord, asking: Asking): Reply | Promise<Reply> {
     // Admission gives every recipient a domain; see upstream/admission.ts.
     const domain = recipient.mailbox.domain ?? this.#deps.config.hostname;
-    const routed = this.#deps.router.route(domain);
+    const routed = this.#inTurn(this.#deps.router.route(domain));
     if (!(routed instanceof Promise)) return this.#askAt(routed, recipient, record, asking);
     return asking.for(routed).then((found) => this.#askAt(found, recipient, record, asking));
+  }
+
+  /** --mixed split: whose next hop is the first is decided by the order of the commands, and not of the DNS's answers. */
+  #inTurn(routed: RouteResult | Promise<RouteResult>): RouteResult | Promise<RouteResult> {
+    if (this.#deps.config.mixed !== 'split') return routed;
+    const after = this.#routed.then(() => routed);
+    this.#routed = after;
+    return after;
   }
 
   /** @param found null when it was not found in time */
@@ -297,6 +393,8 @@ export class Transaction {
     if (found === null) return dnsTemporary();
     if (found.kind !== 'next-hop') return refusalOfRoute(found);
     record.nextHop = found.nextHop.label;
+    this.#firstHop ??= found.nextHop.key;
+    if (this.#deps.config.mixed === 'split' && found.nextHop.key !== this.#firstHop) return otherNextHop();
     return asking.askLeg(this.#legFor(found.nextHop), recipient);
   }
 
@@ -339,6 +437,7 @@ export class Transaction {
 
   #verdictBeforeDots(fanOut: FanOut): Verdict {
     const { failure } = fanOut;
+    this.#history.abandon();
     let decision = this.#refusal;
     if (decision === null && failure !== null) {
       const legs = [...this.#legs.values()].filter((leg) => leg.recipients.length > 0).length;
@@ -350,7 +449,11 @@ export class Transaction {
     return decision;
   }
 
-  async #verdictOf({ legs }: FanOut, outcomes: readonly (readonly Outcome[])[]): Promise<Verdict> {
+  async #verdictOf(
+    { legs }: FanOut,
+    outcomes: readonly (readonly Outcome[])[],
+    body: MessageBody,
+  ): Promise<Verdict> {
     const all: Outcome[] = [];
     const results: Result[] = [...this.#missed];
     for (const { recipient, outcome } of this.#missed) this.#records.get(recipient)!.ended(outcome);
@@ -362,8 +465,21 @@ export class Transaction {
         results.push({ recipient, nextHop: nextHop.label, outcome });
       }
     }
+    for (const [recipient, outcome] of this.#history.known) {
+      this.#records.get(recipient)!.suppressed(outcome);
+      this.#deps.metrics.duplicatesSuppressed.inc();
+      all.push(outcome);
+      results.push({ recipient, nextHop: this.#records.get(recipient)!.nextHop, outcome });
+    }
+    const decision = await this.#decide(all, results, legs.length);
+    const kept = this.#history.told(decision.reply, results, body, this.#upstreamGone);
+    if (kept !== null) await kept;
+    return decision;
+  }
+
+  async #decide(all: readonly Outcome[], results: readonly Result[], legs: number): Promise<Verdict> {
     const tee = this.#tee;
-    if (tee === null || !this.#isForSpool(all)) return verdict(all, legs.length);
+    if (tee === null || !this.#isForSpool(all)) return verdict(all, legs);
     this.#tee = null;
     return await this.#deps.spooler!.settle(this, results, tee);
   }
@@ -407,6 +523,10 @@ class Asking extends Wait {
     const letGo = this.#leg.session?.lost?.cause === 'aborted' && !this.isCut;
     return !this.#leg.isAlive && !letGo;
   }
+}
+
+function zip({ recipients }: Leg, outcomes: readonly Outcome[]) {
+  return recipients.map((recipient, at) => ({ recipient, outcome: outcomes[at] ?? null }));
 }
 
 function resultOf(refusal: Reply): TransactionResult {

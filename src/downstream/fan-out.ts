@@ -14,6 +14,8 @@ export type FanOutDeps = Readonly<{
   ackTimeoutMs: number;
   /** A lost leg costs the others nothing, since its recipients' copies come from a buffer later. */
   independent?: boolean;
+  /** What each leg's next hop says to its dot, as soon as it does. */
+  onAnswer?: (leg: Leg, outcomes: readonly Outcome[]) => void;
   now: () => number;
   /** Seconds that the body stood still, by the side waited for. */
   onStandstill: (side: 'upstream' | 'downstream', seconds: number) => void;
@@ -30,7 +32,7 @@ export class FanOut {
   /** Octets written to the legs, all together. */
   bytesOut = 0;
 
-  readonly legs: readonly Leg[];
+  readonly legs: Leg[] = [];
   readonly #deps: FanOutDeps;
   /** The independent legs that are no more. */
   readonly #lost = new Map<Leg, Outcome>();
@@ -39,10 +41,15 @@ export class FanOut {
 
   /** @param legs each in its body phase (354 received) */
   constructor(legs: readonly Leg[], deps: FanOutDeps) {
-    this.legs = legs;
     this.#deps = deps;
     this.#idleSince = deps.now();
+    this.join(legs);
+  }
+
+  /** Legs that are ready later. Only before the first write(): all get the same bytes. */
+  join(legs: readonly Leg[]): void {
     for (const leg of legs) {
+      this.legs.push(leg);
       void leg.spokeEarly().then((outcome) => {
         if (!this.#dotsSent) this.#fail(leg, outcome);
       });
@@ -94,7 +101,13 @@ export class FanOut {
   #dot(leg: Leg, last: Buffer | null): readonly Outcome[] | Promise<readonly Outcome[]> {
     const lost = this.#lost.get(leg);
     if (lost !== undefined) return leg.recipients.map(() => lost);
-    return leg.finish(last, this.#deps.ackTimeoutMs, this.bytesOut / this.legs.length);
+    const { ackTimeoutMs, onAnswer } = this.#deps;
+    const finished = leg.finish(last, ackTimeoutMs, this.bytesOut / this.legs.length);
+    if (onAnswer === undefined) return finished;
+    return finished.then((outcomes) => {
+      onAnswer(leg, outcomes);
+      return outcomes;
+    });
   }
 
   #writeToAll(pieces: readonly Buffer[]): boolean {

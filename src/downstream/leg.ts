@@ -121,6 +121,32 @@ export class Leg {
     return turn;
   }
 
+  /**
+   * Takes back the recipients that are `done`: the next hop has the message for them. With nobody left the session is
+   * only reset; else the others are named anew, and DATA follows.
+   * @returns null when all is well
+   */
+  async startDataWithout(done: ReadonlySet<Recipient>): Promise<Outcome | null> {
+    const { session } = this;
+    const left = this.recipients.filter((recipient) => !done.has(recipient));
+    if (left.length === this.recipients.length) return await this.startData();
+    this.recipients.length = 0;
+    if (session === null || session.lost !== null)
+      return left.length === 0 ? null : this.#lostOutcome('data', false);
+    const reset = await session.exchange([{ phase: 'mail', line: 'RSET' }])[0]!;
+    const at = this.#deps.now();
+    this.#markReply('reset', at, reset);
+    if (!positive(reset)) this.drop();
+    else if (left.length === 0) this.#enter('done', at);
+    if (left.length === 0) return null;
+    this.#mail = null;
+    for (const recipient of left) {
+      const answer = await this.#envelope(session, recipient);
+      if (replyClass(answer) !== 2) return outcomeOf(answer);
+    }
+    return await this.startData();
+  }
+
   /** DATA at the next hop. Null when it answered 354 and waits for the body. */
   async startData(): Promise<Outcome | null> {
     const { session } = this;

@@ -7,6 +7,8 @@
 // Owns its buffer and its deliveries until finish() has given its reply.
 import type { Logger } from 'pino';
 import type { Config } from '../config.ts';
+import type { Ledger } from '../ledger/ledger.ts';
+import { MessageHistory } from '../ledger/message-history.ts';
 import type { Metrics, TransactionResult } from '../metrics.ts';
 import { type NextHop, type Router, refusalOfRoute } from '../routing/routes.ts';
 import type { Client, Recipient, Sender } from '../smtp/envelope.ts';
@@ -17,6 +19,8 @@ import {
   noValidRecipients,
   type Reply,
   recipientOk,
+  replyClass,
+  stillDelivering,
   transactionAborted,
 } from '../smtp/reply.ts';
 import type { RecentTimeLines, TimeLine } from '../time-line.ts';
@@ -37,6 +41,7 @@ export type IntakeDeps = Readonly<{
   timeLines: RecentTimeLines;
   /** --rcpt-deadline. */
   rcptDeadline: WaitLimit;
+  ledger: Ledger;
   newId: () => string;
   /** Our Received line for this message; `only` is the one recipient, if there is just one. */
   received: (sender: Sender, client: Client, id: string, only: Recipient | null) => Buffer;
@@ -78,6 +83,7 @@ export class StoredTransaction {
   /** The recipients accepted; no next hop where it could not be found out now. */
   readonly #targets: Target[] = [];
   readonly #waits = new Set<Wait>();
+  readonly #history: MessageHistory;
   #state: State = { name: 'envelope' };
   #refusal: Reply | null = null;
   #bodyBegan = false;
@@ -95,6 +101,7 @@ export class StoredTransaction {
     this.client = client;
     this.#deps = deps;
     this.#record = new TransactionRecord(this.id, sender, client, deps);
+    this.#history = new MessageHistory(deps.ledger, sender, client);
   }
 
   get state(): State['name'] {
@@ -154,6 +161,7 @@ export class StoredTransaction {
     record.nextHop = nextHop?.label ?? '';
     this.#record.told(record, recipientOk());
     this.#targets.push({ recipient, nextHop, record });
+    this.#history.asks(recipient);
     return recipientOk();
   }
 
@@ -208,20 +216,43 @@ export class StoredTransaction {
     const { metrics, spooler } = this.#deps;
     this.#state = { name: 'delivering', buffer, body };
     metrics.messageSize.observe(body.octets);
+    this.#refusal ??= this.#repetition(body);
     let settled: Settled;
     if (this.#refusal !== null) {
       await spooler.discard(buffer);
-      settled = { reply: this.#refusal, result: 'rejected' };
+      settled = {
+        reply: this.#refusal,
+        result: replyClass(this.#refusal) === 5 ? 'rejected' : 'deferred',
+      };
       for (const { record } of this.#targets) record.answered(this.#refusal);
     } else {
       await buffer.write(this.#last)?.catch(() => {});
       this.#last = [];
-      settled = this.#deps.fastPathEnabled()
-        ? await this.#deliverFirst(buffer)
-        : await spooler.keep(this, this.#untried(), buffer);
+      settled = await this.#deliverOrKeep(buffer, body);
     }
     this.#end(settled.result, settled.reply, { bytes: body.octets });
     return settled.reply;
+  }
+
+  async #deliverOrKeep(buffer: MessageBuffer, body: MessageBody): Promise<Settled> {
+    const { spooler, fastPathEnabled } = this.#deps;
+    const results = this.#untried();
+    const nobody = results.every(({ outcome }) => outcome !== null);
+    if (!nobody && fastPathEnabled()) return await this.#deliverFirst(buffer, body);
+    const settled = nobody
+      ? await spooler.settle(this, results, buffer)
+      : await spooler.keep(this, results, buffer);
+    this.#noteKnown();
+    await this.#history.told(settled.reply, results, body, this.#upstreamGone);
+    return settled;
+  }
+
+  /** What is on record of the whole message: those who have it are left out from here on. */
+  #repetition(body: MessageBody): Reply | null {
+    if (!this.#history.hasSuspects) return null;
+    if (!this.#history.judge(body)) return stillDelivering();
+    // Nobody has been kept from anything yet: a different message just goes its way.
+    return this.#history.isSame() || this.#history.judge(body) ? null : stillDelivering();
   }
 
   /** The upstream has gone, or has reset the transaction. What it got no reply for it will send again. */
@@ -230,9 +261,22 @@ export class StoredTransaction {
     this.#upstreamGone = true;
     this.#soft.abort();
     this.#acknowledgement.cut();
+    if (this.#state.name === 'delivering' && this.#refusal === null) {
+      const recipients = this.#targets.map(({ recipient }) => recipient);
+      this.#history.pend(recipients, this.#state.body);
+    }
     if (this.#state.name === 'delivering' || this.#state.name === 'ended') return;
     if (this.#state.name === 'body') void this.#deps.spooler.discard(this.#state.buffer);
     this.#end(this.#record.resultWithoutMessage, null, {});
+  }
+
+  /** As Transaction's. */
+  confirmed(): void {
+    this.#history.confirmed();
+  }
+
+  vanished(): void {
+    this.#history.vanished();
   }
 
   /** Waits for no next hop any more: what isn't delivered by now is made durable. */
@@ -241,15 +285,17 @@ export class StoredTransaction {
     this.#acknowledgement.cut();
   }
 
+  /** What is known before anything is tried: of most nothing. */
   #untried(): readonly Result[] {
+    const { known } = this.#history;
     return this.#targets.map(({ recipient, nextHop }) => ({
       recipient,
       nextHop: nextHop?.label ?? '',
-      outcome: null,
+      outcome: known.get(recipient) ?? null,
     }));
   }
 
-  async #deliverFirst(buffer: MessageBuffer): Promise<Settled> {
+  async #deliverFirst(buffer: MessageBuffer, body: MessageBody): Promise<Settled> {
     const { spooler, config } = this.#deps;
     const results = new Map(this.#untried().map((each) => [each.recipient, each]));
     const all = this.#deliverAll(buffer, results).then(() => [...results.values()]);
@@ -258,7 +304,7 @@ export class StoredTransaction {
     clearTimeout(timer);
     if (this.#upstreamGone) {
       const ends = await all;
-      this.#noteResults(ends);
+      await this.#tell(transactionAborted(), ends, body);
       await spooler.discard(buffer);
       const delivered = ends.every(({ outcome }) => outcome?.kind === 'accepted');
       return { reply: transactionAborted(), result: delivered ? 'delivered' : 'aborted' };
@@ -267,7 +313,7 @@ export class StoredTransaction {
     const settled = ended
       ? await spooler.settle(this, now, buffer)
       : await spooler.keep(this, now, buffer, all);
-    this.#noteResults(now);
+    await this.#tell(settled.reply, now, body);
     return settled;
   }
 
@@ -276,6 +322,7 @@ export class StoredTransaction {
     const { delivery, spooler } = this.#deps;
     const groups = new Map<string, { nextHop: NextHop; recipients: Recipient[] }>();
     for (const { recipient, nextHop } of this.#targets) {
+      if (results.get(recipient)!.outcome !== null) continue;
       if (nextHop === null) {
         const outcome = { kind: 'deferred', reply: dnsTemporary() } as const;
         results.set(recipient, { recipient, nextHop: '', outcome });
@@ -314,8 +361,21 @@ export class StoredTransaction {
     }
   }
 
-  #noteResults(results: readonly Result[]): void {
+  /** What is known when the upstream gets its reply, for the log and for the ledger. */
+  async #tell(reply: Reply, results: readonly Result[], body: MessageBody): Promise<void> {
     for (const [at, { outcome }] of results.entries()) this.#targets[at]!.record.ended(outcome);
+    this.#noteKnown();
+    await this.#history.told(reply, results, body, this.#upstreamGone);
+  }
+
+  #noteKnown(): void {
+    const { known } = this.#history;
+    for (const { recipient, record } of this.#targets) {
+      const outcome = known.get(recipient);
+      if (outcome === undefined) continue;
+      record.suppressed(outcome);
+      this.#deps.metrics.duplicatesSuppressed.inc();
+    }
   }
 
   #end(result: TransactionResult, answer: Reply | null, extra: Record<string, number>): void {

@@ -104,6 +104,8 @@ export class UpstreamConnection extends SMTPConnection {
   #rcptChunks = 0;
   readonly #patience = new Deadline(() => this.#onImpatient());
   #transaction: MailTransaction | null = null;
+  /** The last one to be answered, while no command has shown that the client has read the answer. */
+  #unconfirmed: MailTransaction | null = null;
   #draining = false;
   /** After a refused DATA the next lines may be a body that was sent regardless. */
   #refusedData = false;
@@ -210,6 +212,8 @@ export class UpstreamConnection extends SMTPConnection {
     if (this._upgrading || this._closing) return resume();
     if (!this._ready) return this.#onEarlyCommand(line, resume);
     this.#patience.lift();
+    this.#unconfirmed?.confirmed();
+    this.#unconfirmed = null;
     const text = decodeCommandLine(line);
     const verb = text === null ? '' : (/^[A-Za-z]+/.exec(text)?.[0] ?? '').toUpperCase();
     const next = () => this.#nextCommand(resume);
@@ -270,6 +274,10 @@ export class UpstreamConnection extends SMTPConnection {
     const keywords = ['PIPELINING', `SIZE ${this.#context.config.maxMessageBytes}`, '8BITMIME', 'SMTPUTF8'];
     if (this.#context.offersDsn()) keywords.push('DSN');
     if (this.#context.startTls && !this.secure) keywords.push('STARTTLS');
+    // RFC 9422 §4: how a client knows to split before it is told to.
+    const { mode, mixed, maxRecipients } = this.#context.config;
+    if (mode === 'cut-through' && mixed === 'split')
+      keywords.push(`LIMITS RCPTMAX=${maxRecipients} RCPTDOMAINMAX=1`);
     keywords.push('ENHANCEDSTATUSCODES');
     if (this.#context.admission.mayAnnounce(this.remoteAddress))
       keywords.push(XCLIENT_KEYWORD, XFORWARD_KEYWORD);
@@ -363,7 +371,8 @@ export class UpstreamConnection extends SMTPConnection {
     this.#patience.lift();
     const reply = await transaction.finish().catch((error: unknown) => this.#bug(error));
     this.#forgetTransaction();
-    if (this._closing || this._closed) return;
+    if (this._closing || this._closed) return transaction.vanished();
+    this.#unconfirmed = transaction;
     this.#answer('DATA', reply, () => this.#nextCommand(resume));
   }
 
@@ -515,6 +524,8 @@ export class UpstreamConnection extends SMTPConnection {
     this.#onSlotsEmpty = null;
     this.#beforeGreeting = null;
     this.#transaction?.abort();
+    this.#unconfirmed?.vanished();
+    this.#unconfirmed = null;
     this.#context.onClosed();
   }
 

@@ -144,10 +144,10 @@ describe('wrong usage exits 2 and says so on one line each', () => {
     [['serve', '--mx-prt=25'], ['--mx-prt: unknown flag; the nearest known one is --mx-port']],
     [['serve', '--require-tls=maybe'], ['--require-tls maybe: must be true or false']],
     [
-      ['serve', '--lisen', 'smtp://[::1]:0', '--mixed', 'split', '--http', 'of'],
+      ['serve', '--lisen', 'smtp://[::1]:0', '--mixed', 'half', '--http', 'of'],
       [
         '--lisen: unknown flag; the nearest known one is --listen',
-        '--mixed split is not available yet in this version; use --mixed fail or spool',
+        '--mixed half: must be one of fail, split, spool',
         '--http of: needs a port: host:port',
       ],
     ],

@@ -81,6 +81,9 @@ test('has the defaults of the contract when nothing is given', () => {
       { kind: 'event-loop-lag', ms: 500 },
       { kind: 'spool-latency', ms: 2000 },
     ],
+    ledgerTtlMs: 86_400_000,
+    ledgerMax: 100_000,
+    ledgerDir: null,
     tlsCert: null,
     tlsKey: null,
     requireTls: false,
@@ -449,8 +452,13 @@ describe('the file', () => {
     [{ mxPort: 25, 'mx-port': 26 }, 'a.yaml: mx-port: is there twice, as mxPort and as mx-port; keep one'],
     [{ config: 'b.yaml' }, 'a.yaml: config: one config file cannot name another; use --config'],
     [
-      { mixed: 'split' },
-      'a.yaml: mixed: split is not available yet in this version; use mixed: fail or spool',
+      { mode: 'spool', mixed: 'split' },
+      'a.yaml: mixed split: has no use in mode spool, which queues by itself; ' +
+        'leave it out, or use mode cut-through',
+    ],
+    [
+      { spoolDir: './a/../b', ledgerDir: 'b' },
+      "a.yaml: ledgerDir b: is the spool's directory; give the ledger one of its own",
     ],
     [
       { mode: 'spool', fallback: 'fast-path' },
@@ -579,12 +587,6 @@ describe('what is not built yet is refused, and never accepted and ignored', () 
       expect(errorsOf({ flags: { [name]: instead } })).toEqual([]);
     },
   );
-
-  test('--mixed split', () => {
-    expect(errorsOf({ flags: { mixed: 'split' } })).toEqual([
-      '--mixed split is not available yet in this version; use --mixed fail or spool',
-    ]);
-  });
 });
 
 test('starts as localhost where the machine has no proper name', () => {

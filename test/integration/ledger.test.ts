@@ -1,0 +1,316 @@
+// The ledger: an upstream that sends a message again, since it may not know what became of it, gives nobody a second copy;
+// and nothing but the very same message is ever kept from anybody.
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import fc from 'fast-check';
+import { afterEach, describe, expect, it } from 'vitest';
+import type { Options } from '../../src/app.ts';
+import { startProxy, startProxyOnly, type TestProxy, until } from '../support/proxy.ts';
+import type { Act, SinkOptions } from '../support/sink.ts';
+
+let proxy: TestProxy;
+afterEach(async () => await proxy.close());
+
+const SENDER = 's@src.example';
+const TWO = ['u@a.example', 'v@b.example'];
+const MESSAGE = 'Subject: x\r\nMessage-ID: <1@src.example>\r\n\r\nhello\r\n';
+
+/** Says 4xx to the first `times` dots. */
+function later(times: number): SinkOptions {
+  return { script: { dot: (_line, nth): Act | null => (nth < times ? '451 4.3.0 later' : null) } };
+}
+
+async function send(to: readonly string[], message = MESSAGE): Promise<string> {
+  const client = await proxy.client();
+  const reply = await client.send(SENDER, [...to], message);
+  await client.command('QUIT');
+  return reply;
+}
+
+const copies = () => proxy.sinks.map((sink) => sink.messages.length);
+const suppressed = () => proxy.metric('cutthrough_duplicates_suppressed_total');
+const entries = () => proxy.metric('cutthrough_ledger_entries');
+
+describe('after a mixed result', () => {
+  it('each recipient has one copy in the end, however often the upstream tries', async () => {
+    proxy = await startProxy([{}, later(3)]);
+    const replies: string[] = [];
+    do replies.push(await send(TWO));
+    while (!replies.at(-1)!.startsWith('2') && replies.length < 10);
+    expect(replies.map((reply) => reply.slice(0, 9))).toEqual([
+      '451 4.5.0',
+      '451 4.5.0',
+      '451 4.5.0',
+      '250 2.0.0',
+    ]);
+    expect(copies()).toEqual([1, 1]);
+    expect(await suppressed()).toBe(3);
+    expect(await proxy.metric('cutthrough_recipients_total{result="suppressed"}')).toBe(3);
+    // The upstream has read the 250.
+    expect(await entries()).toBe(0);
+    expect(proxy.transactions().at(-1)).toMatchObject({
+      result: 'delivered',
+      recipients: [{ outcome: 'suppressed' }, { outcome: 'accepted' }],
+    });
+  });
+
+  it('the session at the next hop that has it is only reset, and serves the next message', async () => {
+    proxy = await startProxy([{}, later(1)]);
+    const client = await proxy.client();
+    await client.send(SENDER, TWO, MESSAGE);
+    await client.send(SENDER, TWO, MESSAGE);
+    await client.send(SENDER, ['u@a.example'], `X: other\r\n${MESSAGE}`);
+    const [session, ...others] = proxy.sinks[0]!.sessions;
+    expect(others).toEqual([]);
+    expect(session!.commands.filter((line) => /^(DATA|RSET)/.test(line))).toEqual(['DATA', 'RSET', 'DATA']);
+  });
+
+  it('a recipient refused for good keeps its refusal without being asked again', async () => {
+    proxy = await startProxy([{}, { script: { dot: '554 5.7.1 never' } }, later(1)]);
+    const three = [...TWO, 'w@c.example'];
+    expect(await send(three)).toMatch(/^451 4\.5\.0 .*1 of 3/);
+    expect(await send(three)).toMatch(/^554 5\.5\.0 .*2 of 3/);
+    expect(copies()).toEqual([1, 0, 1]);
+    expect(proxy.sinks[1]!.events.filter(({ what }) => what === 'dot').length).toBe(1);
+    expect(await entries()).toBe(0);
+  });
+
+  it('a next hop with LMTP gets it only for those who have it not', async () => {
+    let full = true;
+    const dot = (line: string): Act => (line.includes('full') && full ? '452 4.2.2 full' : '250 2.1.5 ok');
+    proxy = await startProxy([{ lmtp: true, script: { dot } }]);
+    const to = ['u@a.example', 'full@a.example', 'v@a.example'];
+    expect(await send(to)).toMatch(/^451 4\.5\.0 .*2 of 3/);
+    full = false;
+    expect(await send(to)).toMatch(/^250/);
+    const [, again] = proxy.sinks[0]!.messages;
+    expect(again!.rcpts).toEqual([expect.stringContaining('full@a.example')]);
+    expect(proxy.sinks[0]!.messages.length).toBe(2);
+  });
+
+  it('another message to the same recipients is delivered to all', async () => {
+    proxy = await startProxy([{}, later(1)]);
+    expect(await send(TWO)).toMatch(/^451/);
+    expect(await send(TWO, MESSAGE.replace('<1@', '<2@'))).toMatch(/^250/);
+    expect(copies()).toEqual([1 + 1, 1]);
+    expect(await suppressed()).toBe(0);
+  });
+
+  it('a message with the same header and another body is delivered at the second try at the latest', async () => {
+    proxy = await startProxy([{}, later(1)]);
+    expect(await send(TWO)).toMatch(/^451/);
+    const other = MESSAGE.replace('hello', 'world');
+    expect(await send(TWO, other)).toMatch(/^451 4\.3\.0/);
+    expect(copies()).toEqual([1, 0]);
+    expect(await send(TWO, other)).toMatch(/^250/);
+    expect(copies()).toEqual([2, 1]);
+  });
+
+  it('the same message of another client is delivered', async () => {
+    proxy = await startProxy([{}, later(1)]);
+    expect(await send(TWO)).toMatch(/^451/);
+    const client = await proxy.client();
+    await client.command('EHLO other.example');
+    expect(await client.send(SENDER, TWO, MESSAGE)).toMatch(/^250/);
+    expect(copies()).toEqual([2, 1]);
+  });
+
+  it.each([
+    ['refuses DATA', { data: '451 4.3.0 not now' }, /^451 4\.3\.0 not now/],
+    ['is lost', { data: { act: 'rst' } as Act }, /^451 4\.4\.2/],
+  ])('nobody gets more when the next hop that was held back %s', async (_what, script, reply) => {
+    let again = false;
+    const data = (): Act | null => (again ? script.data : null);
+    proxy = await startProxy([{}, later(1), { script: { data } }]);
+    const to = [...TWO, 'w@c.example'];
+    expect(await send(to)).toMatch(/^451/);
+    again = true;
+    const client = await proxy.client();
+    await client.envelope(SENDER, ['w@c.example', 'v@b.example']);
+    client.write(`X: other\r\n${MESSAGE}.\r\n`);
+    expect(await client.reply()).toMatch(reply);
+    expect(copies()).toEqual([1, 0, 1]);
+  });
+
+  it('the entries end with --ledger-max, the oldest first', async () => {
+    proxy = await startProxy([{}, later(1000)], { ledgerMax: 1 });
+    await send(TWO);
+    await send(TWO, `X: other\r\n${MESSAGE}`);
+    expect(await entries()).toBe(1);
+    await send(TWO);
+    expect(copies()).toEqual([3, 0]);
+  });
+
+  it('a header that never seems to end is not held for ever', async () => {
+    proxy = await startProxy([{}, later(1)]);
+    await send(TWO);
+    const huge = `${'X-Long: 0123456789012345678901234567890123456789\r\n'.repeat(4000)}\r\nbody\r\n`;
+    expect(await send(TWO, huge)).toMatch(/^250/);
+    expect(proxy.sinks[0]!.messages[1]!.body.toString().endsWith(huge)).toBe(true);
+  });
+});
+
+describe('when the upstream vanishes', () => {
+  it('after its dot and before the reply, the message is not delivered again', async () => {
+    proxy = await startProxy([{ script: { dot: { act: 'delay', ms: 150, next: '250 2.0.0 ok' } } }]);
+    const client = await proxy.client();
+    await client.envelope(SENDER, ['u@a.example']);
+    client.write(`${MESSAGE}.\r\n`);
+    await until(() => proxy.sinks[0]!.sessions[0]!.sawDot);
+    client.destroy();
+    await until(() => proxy.transactions().length === 1);
+    expect(await entries()).toBe(1);
+    expect(await send(['u@a.example'])).toMatch(/^250/);
+    expect(copies()).toEqual([1]);
+    expect(await entries()).toBe(0);
+  });
+
+  it('and tries again before the answer has come, it is told to wait', async () => {
+    proxy = await startProxy([{ script: { dot: { act: 'delay', ms: 300, next: '250 2.0.0 ok' } } }]);
+    const client = await proxy.client();
+    await client.envelope(SENDER, ['u@a.example']);
+    client.write(`${MESSAGE}.\r\n`);
+    await until(() => proxy.sinks[0]!.sessions[0]!.sawDot);
+    client.destroy();
+    await until(async () => (await entries()) === 1);
+    expect(await send(['u@a.example'])).toMatch(/^451 4\.4\.5/);
+    await until(() => proxy.transactions().some(({ result }) => result === 'delivered'));
+    expect(await send(['u@a.example'])).toMatch(/^250/);
+    expect(copies()).toEqual([1]);
+  });
+
+  it('after the reply and before any other command, the message is not delivered again', async () => {
+    proxy = await startProxy([{}, {}]);
+    const client = await proxy.client();
+    expect(await client.send(SENDER, TWO, MESSAGE)).toMatch(/^250/);
+    client.destroy();
+    await until(async () => (await entries()) === 2);
+    expect(await send(TWO)).toMatch(/^250/);
+    expect(copies()).toEqual([1, 1]);
+    expect(await suppressed()).toBe(2);
+  });
+
+  it.each(['QUIT', 'NOOP', 'RSET', 'MAIL FROM:<x@src.example>'])(
+    'after a %s, nothing is kept',
+    async (command) => {
+      proxy = await startProxy([{}]);
+      const client = await proxy.client();
+      expect(await client.send(SENDER, ['u@a.example'], MESSAGE)).toMatch(/^250/);
+      await client.command(command);
+      client.destroy();
+      expect(await entries()).toBe(0);
+      expect(await send(['u@a.example'])).toMatch(/^250/);
+      expect(copies()).toEqual([2]);
+    },
+  );
+
+  it('where nobody has the message, nothing is kept', async () => {
+    const slowly = { act: 'delay', ms: 100, next: '451 4.3.0 later' } as const;
+    proxy = await startProxy([{ script: { dot: slowly } }, { script: { dot: slowly } }]);
+    const client = await proxy.client();
+    await client.envelope(SENDER, TWO);
+    client.write(`${MESSAGE}.\r\n`);
+    await until(() => proxy.sinks.every((sink) => sink.sessions[0]?.sawDot));
+    client.destroy();
+    await until(() => proxy.transactions().length === 1);
+    expect(await entries()).toBe(0);
+  });
+});
+
+describe.each(['fast-path', 'spool'] as const)('mode %s', (mode) => {
+  async function startWithSpool(sinks: readonly SinkOptions[], options: Options = {}): Promise<string> {
+    const spoolDir = await mkdtemp(join(tmpdir(), 'cutthrough-ledger-'));
+    proxy = await startProxy(sinks, { mode, spoolDir, ...options });
+    return spoolDir;
+  }
+
+  it('delivers nothing again of what an upstream that vanished had delivered', async () => {
+    const slowly = { act: 'delay', ms: 150, next: '250 2.0.0 ok' } as const;
+    const refusing = later(1);
+    const directory = await startWithSpool([{ script: { dot: slowly } }, refusing]);
+    const client = await proxy.client();
+    await client.envelope(SENDER, TWO);
+    client.write(`${MESSAGE}.\r\n`);
+    await until(() => proxy.sinks[0]!.sessions[0]?.sawDot ?? false);
+    client.destroy();
+    expect(await send(TWO)).toMatch(/^451 4\.4\.5/);
+    await until(() => proxy.transactions().some(({ result }) => result === 'aborted'));
+    expect(await send(TWO)).toMatch(/^250/);
+    expect(copies()).toEqual([1, 1]);
+    expect(await suppressed()).toBe(1);
+    await rm(directory, { recursive: true });
+  });
+
+  it('queues nothing again of what an upstream did not hear was queued', async () => {
+    const directory = await startWithSpool([later(1), {}]);
+    const client = await proxy.client();
+    expect(await client.send(SENDER, TWO, MESSAGE)).toMatch(/^250 2\.0\.0 queued/);
+    client.destroy();
+    await until(async () => (await entries()) === 2);
+    expect(await send(TWO)).toMatch(/^250/);
+    expect(await proxy.metric('cutthrough_queue_messages')).toBe(1);
+    expect(copies()).toEqual([0, 1]);
+    await rm(directory, { recursive: true });
+  });
+
+  it('delivers a different body with the same header at once', async () => {
+    const directory = await startWithSpool([{}]);
+    const client = await proxy.client();
+    expect(await client.send(SENDER, ['u@a.example'], MESSAGE)).toMatch(/^250/);
+    client.destroy();
+    await until(async () => (await entries()) === 1);
+    expect(await send(['u@a.example'], MESSAGE.replace('hello', 'world'))).toMatch(/^250/);
+    expect(copies()).toEqual([2]);
+    await rm(directory, { recursive: true });
+  });
+});
+
+it('a leg that shares its session with somebody new names only that one', async () => {
+  proxy = await startProxy([{}]);
+  const client = await proxy.client();
+  expect(await client.send(SENDER, ['u@a.example'], MESSAGE)).toMatch(/^250/);
+  client.destroy();
+  await until(async () => (await entries()) === 1);
+  expect(await send(['u@a.example', 'new@a.example'])).toMatch(/^250/);
+  expect(proxy.sinks[0]!.messages.map(({ rcpts }) => rcpts.map((line) => line.slice(8)))).toEqual([
+    ['<u@a.example>'],
+    ['<new@a.example>'],
+  ]);
+});
+
+it('mixed outcomes outlive the process with --ledger-dir', async () => {
+  const ledgerDir = await mkdtemp(join(tmpdir(), 'cutthrough-ledger-'));
+  proxy = await startProxy([{}, later(1)], { ledgerDir });
+  expect(await send(TWO)).toMatch(/^451 4\.5\.0/);
+  const before = proxy;
+  await before.proxy.close();
+  const route = ['a', 'b'].map((name, at) => `${name}.example=${before.sinks[at]!.url}`);
+  proxy = await startProxyOnly({ route, ledgerDir }, before.sinks);
+  expect(await entries()).toBe(1);
+  await expect(startProxyOnly({ route, ledgerDir })).rejects.toThrow(/^--ledger-dir .*in use/);
+  expect(await send(TWO)).toMatch(/^250/);
+  expect(copies()).toEqual([1, 1]);
+  await rm(ledgerDir, { recursive: true });
+});
+
+it('never keeps a different message from anybody, whatever they have in common', async () => {
+  proxy = await startProxy([{}, later(1_000_000)]);
+  const seen: string[] = [];
+  const bodies = fc.array(fc.constantFrom('aa', 'bb', 'ab', 'ba'), { minLength: 1, maxLength: 6 });
+  await fc.assert(
+    fc.asyncProperty(bodies, fc.constantFrom('x', 'y'), async (texts, subject) => {
+      // The same sender, recipients, size and Message-ID.
+      for (const text of texts) {
+        const message = `Subject: ${subject}\r\nMessage-ID: <1@src.example>\r\n\r\n${text}\r\n`;
+        // One that was taken for another is asked for again.
+        for (let tries = 0; tries < 2 && /^451 4\.3\.0/.test(await send(TWO, message)); tries++);
+        seen.push(message);
+        const last = proxy.sinks[0]!.messages.map(({ body }) => body.toString());
+        expect(last.some((body) => body.endsWith(message))).toBe(true);
+      }
+    }),
+    { numRuns: 12 },
+  );
+  expect(new Set(seen).size).toBeGreaterThan(4);
+});
