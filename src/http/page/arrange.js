@@ -177,7 +177,11 @@ function passedBox({ totals }, rates, { middle, middleWidth, narrow }, y, isAlon
   const taken = ['delivered', 'spooled'].reduce((sum, result) => sum + rates.of(`result ${result}`), 0);
   const ever = Object.values(totals.transactions).reduce((sum, n) => sum + n, 0);
   const rest = perSecond - taken;
-  const busy = narrow ? (rest > 0 ? `ended, ${rate(rest)} not` : 'ended') : `${rate(taken)}/s taken, ${rate(rest)}/s not`;
+  const busy = narrow
+    ? rest > 0
+      ? `ended, ${rate(rest)} not`
+      : 'ended'
+    : `${rate(taken)}/s taken, ${rate(rest)}/s not`;
   const none = ever === 0 ? 'no mail yet' : 'no mail now';
   return {
     key: 'passed',
