@@ -11,6 +11,8 @@ class ScriptedLeg {
   readonly written: string[] = [];
   dots = 0;
   dropped = false;
+  /** What was told of it before it was dropped, while that can still be seen. */
+  readonly failures: string[] = [];
   unsentBytes = 0;
   last: Buffer | null = null;
   takeRest: () => void = () => {};
@@ -37,7 +39,9 @@ class ScriptedLeg {
     return Promise.resolve([{ kind: 'accepted', reply: reply(250, null, 'ok') }]);
   }
 
-  failedInBody(): void {}
+  failedInBody(_: Outcome, cause?: string): void {
+    this.failures.push(cause ?? 'spoke');
+  }
 
   drop(): void {
     this.dropped = true;
@@ -85,6 +89,7 @@ it('sends no dot at all when one of several legs stalls with its last bytes', as
   expect(legs.map(({ dots }) => dots)).toEqual([0, 0]);
   expect(legs.map(({ dropped }) => dropped)).toEqual([true, true]);
   expect(body.failure?.outcome).toMatchObject({ kind: 'lost', dotSent: false });
+  expect(legs.map(({ failures }) => failures)).toEqual([[], ['timeout']]);
 });
 
 it('joins the last bytes and the dot in one write where there is one leg', async () => {
@@ -104,4 +109,5 @@ it('drops all when one speaks before the dots, and writes nothing more', async (
   expect(legs.map(({ dropped, dots, written }) => [dropped, dots, written])).toEqual(
     Array(3).fill([true, 0, ['a']]),
   );
+  expect(legs.map(({ failures }) => failures)).toEqual([[], ['spoke'], []]);
 });
