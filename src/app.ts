@@ -1,6 +1,6 @@
 // Builds the real parts and wires them: the only place that knows the clock, the resolver, files and random numbers.
 // createProxy() is what `cutthrough serve` runs, and what an embedding program or a test imports.
-import { randomBytes } from 'node:crypto';
+import { randomBytes, X509Certificate } from 'node:crypto';
 import { lookup as systemLookup } from 'node:dns/promises';
 import { readFile } from 'node:fs/promises';
 import { isIP } from 'node:net';
@@ -10,16 +10,23 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import { createSecureContext } from 'node:tls';
 import type { Logger } from 'pino';
 import type { Gauge } from 'prom-client';
+import { readAuthorities } from './certificate.ts';
 import { type Config, type Options, parseConfig } from './config.ts';
 import { Transaction } from './cut-through/transaction.ts';
 import { SOCKET_HIGH_WATER_OCTETS } from './downstream/connect.ts';
+import { NextHopHealth } from './downstream/health.ts';
 import type { LegDeps } from './downstream/leg.ts';
 import { SessionPool } from './downstream/pool.ts';
 import { type HttpServer, startHttp } from './http/server.ts';
 import { createLogger } from './log.ts';
 import { classLabel, createMetrics, type Metrics } from './metrics.ts';
+import { createDane } from './routing/dane.ts';
+import { createMtaSts, type MtaSts, PolicyCache } from './routing/mta-sts.ts';
 import { createMxResolver, type DnsClient, systemDns } from './routing/mx.ts';
+import { forbiddenUnless } from './routing/networks.ts';
+import { httpsPolicyFetch, type PolicyFetch } from './routing/policy-fetch.ts';
 import { createRouter, type Router } from './routing/routes.ts';
+import { validatingDns } from './routing/validating-dns.ts';
 import type { Client, Recipient, Sender } from './smtp/envelope.ts';
 import { protocolKeyword, receivedLine } from './smtp/received.ts';
 import { fastPathDisabled, type Reply } from './smtp/reply.ts';
@@ -28,9 +35,11 @@ import type { DeliveryDeps } from './spool/delivery.ts';
 import { FastPathMonitor } from './spool/fast-path.ts';
 import { Spool } from './spool/spool.ts';
 import { StoredTransaction } from './spool/stored-transaction.ts';
+import { statusOf } from './status.ts';
+import { RecentTimeLines } from './time-line.ts';
 import { type Admission, createAdmission } from './upstream/admission.ts';
 import type { SessionContext } from './upstream/connection.ts';
-import { type Certificate, Listener } from './upstream/listener.ts';
+import { type Certificate, Listener, type ListenerDeps } from './upstream/listener.ts';
 import { VERSION } from './version.ts';
 import { WaitLimit } from './wait.ts';
 
@@ -62,8 +71,12 @@ export async function createProxy(options: Options = {}, logger?: Logger): Promi
 }
 
 /** As createProxy(), with options that are parsed already. */
-export async function createProxyFromConfig(config: Config, logger: Logger): Promise<Proxy> {
-  const proxy = new RunningProxy(config, logger);
+export async function createProxyFromConfig(
+  config: Config,
+  logger: Logger,
+  outside: Outside = {},
+): Promise<Proxy> {
+  const proxy = new RunningProxy(config, logger, outside);
   await proxy.start();
   return proxy;
 }
@@ -73,7 +86,10 @@ type Generation = Readonly<{
   config: Config;
   admission: Admission;
   router: Router;
+  mtaSts: MtaSts | null;
   certificate: Certificate | null;
+  /** Unix time of its end; 0 without one. */
+  certificateExpiry: number;
   rcptDeadline: WaitLimit;
 }>;
 
@@ -82,31 +98,46 @@ const VERDICT_GRACE_MS = 5_000;
 /** After the drain: for the queue's deliveries that have sent their final dot. What isn't known by then is tried again. */
 const QUEUE_GRACE_MS = 5_000;
 
+/** `cutthrough trace` finds them; what they may hold at most is said in time-line.ts. */
+const TRACED_TRANSACTIONS = 256;
+
 class RunningProxy implements Proxy {
   readonly #log: Logger;
   readonly #metrics: Metrics;
   readonly #transactions = new Set<Transaction | StoredTransaction>();
   readonly #budget: MemoryBudget;
   readonly #fastPath: FastPathMonitor;
+  readonly #timeLines = new RecentTimeLines(TRACED_TRANSACTIONS, {
+    now: () => performance.now(),
+    wall: Date.now,
+  });
   #spool: Spool | null = null;
   #changes: Promise<void> = Promise.resolve();
   /** Next hops (by key) whose last session offered DSN. */
   readonly #dsn = new Map<string, boolean>();
+  readonly #outside: Outside;
+  readonly #policies = new PolicyCache();
+  /** Aborted when nothing is to be fetched any more. */
+  readonly #ended = new AbortController();
   #first: Config;
   #generation: Generation | null = null;
   #listeners: readonly Listener[] = [];
   #http: HttpServer | null = null;
   /** Sessions being ended politely. */
   readonly #ending = new Set<Promise<void>>();
-  readonly #idPrefix = randomBytes(6).toString('base64url');
+  /** On a command line a hyphen would begin a flag. */
+  readonly #idPrefix = randomBytes(6).toString('base64url').replace(/^-/, 'x');
   #serial = 0;
   #connections = 0;
   readonly #sessions = { active: 0, idle: 0 };
+  readonly #health = new NextHopHealth(() => performance.now());
+  readonly #startedMs = performance.now();
   #draining = false;
   #closed: Promise<void> | null = null;
   #onIdle: (() => void) | null = null;
 
-  constructor(config: Config, log: Logger) {
+  constructor(config: Config, log: Logger, outside: Outside) {
+    this.#outside = outside;
     this.#first = config;
     this.#log = log;
     this.#metrics = createMetrics({ version: VERSION, mode: config.mode, fallback: config.fallback });
@@ -121,6 +152,7 @@ class RunningProxy implements Proxy {
     read(this.#metrics.queueMessages, () => this.#spool?.queue.size ?? 0);
     read(this.#metrics.queueOldestAge, () => this.#spool?.queue.oldestAgeSeconds ?? 0);
     this.#readSpool();
+    this.#readLimits(read);
     this.#budget = new MemoryBudget(config.maxBufferedBytes);
     this.#fastPath = new FastPathMonitor({
       // Pure cut-through has limits of its own that answer for load; there only the switch counts.
@@ -147,6 +179,16 @@ class RunningProxy implements Proxy {
     collect(spoolBytes, 'octets', 'octets');
   }
 
+  /** What a reload can change; beside each stands what it limits. */
+  #readLimits(read: (gauge: Gauge, now: () => number) => void): void {
+    const { upstreamConnectionsLimit, bufferedBytesLimit, queueAgeLimit, certificateExpiry } = this.#metrics;
+    read(upstreamConnectionsLimit, () => this.#config.maxConnections);
+    // The spool's budget is made once.
+    read(bufferedBytesLimit, () => (this.#spool ? this.#budget.limit : this.#config.maxBufferedBytes));
+    read(queueAgeLimit, () => this.#config.maxQueueAgeMs / 1000);
+    read(certificateExpiry, () => this.#generation?.certificateExpiry ?? 0);
+  }
+
   get addresses(): { listen: readonly string[]; http: string | null } {
     return { listen: this.#listeners.map((listener) => listener.url), http: this.#http?.address ?? null };
   }
@@ -154,10 +196,12 @@ class RunningProxy implements Proxy {
   async start(): Promise<void> {
     const config = this.#first;
     this.#generation = await this.#generationOf(config);
+    this.#health.configure(this.#generation.router.staticNextHops);
     if (Spool.isNeeded(config)) this.#spool = await this.#openSpool(config);
     const { certificate } = this.#generation;
+    for (const { protocol } of config.listen) this.#metrics.upstreamConnections.show(protocol);
     this.#listeners = config.listen.map(
-      (address) => new Listener(address, config, certificate, (listener) => this.#contextOf(listener)),
+      (address) => new Listener(address, config, certificate, this.#listenerDeps()),
     );
     try {
       for (const listener of this.#listeners) await listener.start();
@@ -168,6 +212,16 @@ class RunningProxy implements Proxy {
       await this.close({ drainTimeoutMs: 0 });
       throw error;
     }
+  }
+
+  #listenerDeps(): ListenerDeps {
+    return {
+      contextOf: (listener) => this.#contextOf(listener),
+      announcesByProxy: (peerAddress) => this.#generation!.admission.announcesByProxy(peerAddress),
+      // Beside as many sessions: a balancer's client above the limit shall hear its 421.
+      mayWait: () => this.#waiting < this.#config.maxConnections,
+      log: this.#log,
+    };
   }
 
   async metrics(): Promise<string> {
@@ -191,6 +245,7 @@ class RunningProxy implements Proxy {
       this.#spool.recover();
     }
     this.#generation = generation;
+    this.#health.configure(generation.router.staticNextHops);
     this.#metrics.setMode(config.mode, config.fallback);
   }
 
@@ -201,6 +256,7 @@ class RunningProxy implements Proxy {
       budget: this.#budget,
       log: this.#log,
       onCommitted: (ms) => this.#fastPath.observeSpoolLatency(ms),
+      onFailed: (reason) => metrics.spoolFailures.inc(reason),
       queue: {
         route: (domain) => this.#generation!.router.route(domain || this.#config.hostname),
         newPool: () => this.#newPool(),
@@ -232,6 +288,8 @@ class RunningProxy implements Proxy {
     this.#fastPath.stop();
     await this.#spool?.close(Math.min(timeoutMs, QUEUE_GRACE_MS));
     await Promise.all(this.#ending);
+    // Not before: a policy that can't be fetched is one that isn't obeyed.
+    this.#ended.abort();
     await this.#http?.close();
   }
 
@@ -253,20 +311,34 @@ class RunningProxy implements Proxy {
     });
   }
 
+  get #waiting(): number {
+    return this.#listeners.reduce((sum, { waiting }) => sum + waiting, 0);
+  }
+
   get #config(): Config {
     return this.#generation?.config ?? this.#first;
   }
 
   async #generationOf(config: Config): Promise<Generation> {
-    const { router } = createRouting(config, (host, address) => this.#isOwn(config, host, address));
+    const { router, mtaSts } = createRouting({
+      config,
+      isOwn: (host, address) => this.#isOwn(config, host, address),
+      log: this.#log,
+      policies: this.#policies,
+      signal: this.#ended.signal,
+      outside: this.#outside,
+    });
     const certificate =
       config.tlsCert === null || config.tlsKey === null
         ? null
         : { cert: await readFile(config.tlsCert), key: await readFile(config.tlsKey) };
     // A pair that doesn't fit must be found out before any listener has taken it.
     if (certificate !== null) createSecureContext(certificate);
+    const expiry =
+      certificate === null ? 0 : Date.parse(new X509Certificate(certificate.cert).validTo) / 1000;
     const rcptDeadline = new WaitLimit(config.rcptDeadlineMs);
-    return { config, admission: createAdmission(config), router, certificate, rcptDeadline };
+    const admission = createAdmission(config);
+    return { config, admission, router, mtaSts, certificate, certificateExpiry: expiry, rcptDeadline };
   }
 
   /** RFC 5321 §5.1: our own name, or an address at which connecting would reach ourselves. */
@@ -298,7 +370,7 @@ class RunningProxy implements Proxy {
       offersDsn: () => config.mode !== 'cut-through' || this.#offersDsn(generation.router),
       newTransaction: this.#transactionsOf(generation, this.#legDeps(config, pool)),
       refusesMail: () => this.#refusesMail(config),
-      hasRoom: () => this.#connections <= config.maxConnections,
+      hasRoom: () => this.#connections + this.#waiting <= config.maxConnections,
       onClosed: () => {
         this.#connections--;
         metrics.upstreamConnectionsActive.dec();
@@ -335,17 +407,22 @@ class RunningProxy implements Proxy {
   #legDeps(config: Config, pool: SessionPool): LegDeps {
     const metrics = this.#metrics;
     return {
+      forwardClient: config.forwardClient,
       now: () => performance.now(),
       onPhase: (phase, seconds) => metrics.phaseDuration.observe(seconds, phase),
       pool,
+      health: this.#health,
       onOpened: (nextHop, offered) => this.#dsn.set(nextHop.key, offered.dsn),
       connect: {
         config,
         lookup: (host) => addressesOf(host, config.dns),
         onResult: (result) => metrics.connectAttempts.inc(result),
         onRetry: () => metrics.connectRetries.inc(),
+        onPolicyFailure: (domain, host, reason) =>
+          this.#generation?.mtaSts?.reportFailure(domain, host, reason),
         onReply: (phase, reply) =>
           metrics.downstreamReplies.inc(phase, classLabel(reply === null ? null : reply.code)),
+        introduction: null,
       },
     };
   }
@@ -361,6 +438,7 @@ class RunningProxy implements Proxy {
       metrics: this.#metrics,
       log: this.#log,
       now: () => performance.now(),
+      timeLines: this.#timeLines,
       rcptDeadline,
       newId: () => this.#newId(),
       received: (sender: Sender, client: Client, id: string, only: Recipient | null) =>
@@ -443,42 +521,81 @@ class RunningProxy implements Proxy {
       metrics: async () => ({ contentType: this.#metrics.registry.contentType, text: await this.metrics() }),
       ready: () => !this.#draining && this.#listeners.every((listener) => listener.server.listening),
       status: () => this.#status(),
+      trace: (id: string) => this.#trace(id),
+      details: () => this.#config.httpDetails,
       setFastPath: (enabled: boolean) => this.#fastPath.setManually(enabled),
       setMode: (mode: string, fallback: string | null) => this.#setMode(mode, fallback),
     };
   }
 
+  #trace(id: string) {
+    const live = [...this.#transactions].find((transaction) => transaction.id === id);
+    const line = live?.timeLine ?? this.#timeLines.find(id);
+    return line === undefined ? null : this.#timeLines.describe(line);
+  }
+
   #status() {
-    return {
-      version: VERSION,
-      mode: this.#config.mode,
-      fallback: this.#config.fallback,
-      fastPath: { enabled: this.#fastPath.enabled, reasons: this.#fastPath.reasons },
-      queue: { messages: this.#spool?.queue.size ?? 0, bytes: this.#spool?.queue.octets ?? 0 },
-      draining: this.#draining,
+    return statusOf({
+      config: this.#config,
+      metrics: this.#metrics,
+      fastPath: this.#fastPath,
+      queue: this.#spool?.queue ?? null,
+      health: this.#health,
       listen: this.addresses.listen,
+      draining: this.#draining,
       connections: this.#connections,
-      transactions: [...this.#transactions].map((transaction) => transaction.describe()),
-    };
+      sessions: this.#sessions,
+      bufferedBytes: this.#unsentBytes() + this.#budget.used,
+      transactions: this.#transactions,
+      nowMs: performance.now(),
+      startedMs: this.#startedMs,
+    });
   }
 }
 
-/** Routing with the real clock, dice and resolvers. `isOwn`: whether an MX host (or address) is this proxy. */
-export function createRouting(config: Config, isOwn: (host: string, address: string | null) => boolean) {
-  const mx = createMxResolver({
-    dns: systemDns(config.dns),
-    allow: config.mxAllow,
-    isOwn,
-    now: () => performance.now(),
-    random: Math.random,
-  });
+/** What a program or a test may put in the place of the outside world. */
+export type Outside = Readonly<{
+  fetchPolicy?: PolicyFetch;
+  /** PEM of the authorities that mail exchangers are verified by, instead of Node's. */
+  mxAuthorities?: string;
+}>;
+
+type RoutingDeps = Readonly<{
+  config: Config;
+  /** Whether an MX host (or address) is this proxy. */
+  isOwn: (host: string, address: string | null) => boolean;
+  log: Pick<Logger, 'info' | 'warn'>;
+  /** Outlives a reload. */
+  policies: PolicyCache;
+  /** Ends what is under way. */
+  signal: AbortSignal;
+  outside: Outside;
+}>;
+
+/** RFC 8461 §3.3 suggests one minute; half of --rcpt-deadline leaves time to deliver without a policy. */
+const POLICY_TIMEOUT_MS = 60_000;
+
+/** Routing with the real clock, dice and resolvers. */
+export function createRouting({ config, isOwn, log, policies, signal, outside }: RoutingDeps) {
+  const proving = config.dane === 'on' ? validatingDns(config.dns) : null;
+  const dns = proving ?? systemDns(config.dns);
+  const now = () => performance.now();
+  const mx = createMxResolver({ dns, allow: config.mxAllow, isOwn, now, random: Math.random });
+  const timeoutMs = Math.min(POLICY_TIMEOUT_MS, config.rcptDeadlineMs / 2);
+  const isForbidden = forbiddenUnless(config.mxAllow);
+  const fetch = outside.fetchPolicy ?? httpsPolicyFetch({ dns, isForbidden, timeoutMs, signal });
+  const mtaSts = config.mtaSts === 'on' ? createMtaSts({ dns, fetch, cache: policies, log, now }) : null;
   const router = createRouter({
     routes: config.routes,
+    authorities: readAuthorities(config.routes),
     mx,
     mxPort: config.mxPort,
     mxTls: config.downstreamTls,
+    mxAuthorities: outside.mxAuthorities ?? null,
+    mtaSts,
+    dane: proving && createDane({ dns: proving, port: config.mxPort, now }),
   });
-  return { mx, router };
+  return { mx, mtaSts, router };
 }
 
 function received(
@@ -491,6 +608,7 @@ function received(
   return receivedLine({
     helo: client.helo,
     clientAddress: client.address,
+    clientName: client.name,
     byHostname: config.hostname,
     protocol: protocolKeyword({
       ehlo: client.extended,

@@ -25,7 +25,14 @@ import {
   type OptionName,
   type OptionValues,
 } from './options.ts';
-import { applyTlsPolicy, maskRouteText, type Route, withoutSecrets } from './route-option.ts';
+import {
+  applyTlsPolicy,
+  maskRouteText,
+  type Route,
+  type WrittenRoute,
+  withoutSecrets,
+} from './route-option.ts';
+import { whyUnreadable } from './unreadable.ts';
 
 export type { Condition, ListenAddress, TlsPolicy } from './option-kinds.ts';
 export type { Options } from './options.ts';
@@ -34,6 +41,7 @@ export type { Route, StaticHost } from './route-option.ts';
 type Mode = 'cut-through' | 'fast-path' | 'spool';
 type Fallback = 'none' | 'fast-path' | 'spool';
 type MixedPolicy = 'fail' | 'split' | 'spool';
+export type ForwardClient = 'none' | 'xclient' | 'xforward' | 'proxy';
 
 export type Config = Readonly<{
   mode: Mode;
@@ -42,10 +50,16 @@ export type Config = Readonly<{
   listen: readonly ListenAddress[];
   /** null = `--http off`. */
   http: HostPort | null;
+  /** Addresses in /status. */
+  httpDetails: boolean;
   hostname: string;
   routes: readonly Route[];
   /** CIDR strings. */
   trust: readonly string[];
+  /** CIDR strings: peers that begin with a PROXY header. */
+  proxyProtocol: readonly string[];
+  /** CIDR strings: peers that may send XCLIENT and XFORWARD. */
+  xclient: readonly string[];
   /** Lower case, A-labels; `.example.com` covers subdomains. */
   acceptDomains: readonly string[];
   /** `host:port` of resolvers; empty = the system's. */
@@ -85,6 +99,11 @@ export type Config = Readonly<{
   tlsKey: string | null;
   requireTls: boolean;
   downstreamTls: TlsPolicy;
+  forwardClient: ForwardClient;
+  /** RFC 8461. */
+  mtaSts: 'off' | 'on';
+  /** RFC 7672. With "on", `dns` isn't empty. */
+  dane: 'off' | 'on';
   logLevel: 'fatal' | 'error' | 'warn' | 'info' | 'debug' | 'trace' | 'silent';
   logFormat: 'json' | 'pretty';
 }>;
@@ -94,7 +113,8 @@ export type ParsedConfig =
   /** `tlsFiles` so that `check` can look at the files although something else is wrong. */
   | Readonly<{ ok: false; errors: readonly string[]; tlsFiles: TlsFiles }>;
 
-export type TlsFiles = Pick<Config, 'tlsCert' | 'tlsKey'>;
+export type TlsFiles = Pick<Config, 'tlsCert' | 'tlsKey'> &
+  Readonly<{ routes: readonly (Route | WrittenRoute)[] }>;
 
 export type ConfigSources = Readonly<{
   /** By name, camelCase or kebab-case, as commander or `createProxy` has them; undefined = not given. */
@@ -154,7 +174,11 @@ export function parseConfig(sources: ConfigSources): ParsedConfig {
     return {
       ok: false,
       errors,
-      tlsFiles: { tlsCert: values.tlsCert ?? null, tlsKey: values.tlsKey ?? null },
+      tlsFiles: {
+        tlsCert: values.tlsCert ?? null,
+        tlsKey: values.tlsKey ?? null,
+        routes: (values.routes ?? []).filter((route) => route !== undefined),
+      },
     };
   }
 
@@ -182,8 +206,7 @@ function readYaml(fileName: string): { content: unknown; errors: string[] } {
     const errors = document.errors.map((error) => `${fileName}: ${firstLine(error.message)}`);
     return { content: errors.length === 0 ? document.toJS() : {}, errors };
   } catch (error) {
-    const reason = error instanceof Error ? firstLine(error.message) : String(error);
-    return { content: {}, errors: [`--config ${fileName}: cannot be read: ${reason}`] };
+    return { content: {}, errors: [`--config ${fileName}: cannot be read: ${whyUnreadable(error)}`] };
   }
 }
 
@@ -276,11 +299,6 @@ function readValues(
 }
 
 function readValue(option: AnyOption, given: Given, errors: string[]): unknown {
-  if (option.available?.length === 0 && given.raw !== option.default) {
-    const written = given.style.written(given.label, printable(option, [given.raw].flat().join(' ')));
-    errors.push(`${written} is not available yet in this version; leave it out`);
-    return undefined;
-  }
   const texts = toTexts(option, given);
   if (typeof texts === 'string') {
     errors.push(`${given.label}: ${texts}`);
@@ -350,7 +368,7 @@ function aboutModes(values: Partial<OptionValues>, label: (name: OptionName) => 
 }
 
 function aboutTlsAndAddresses(values: Partial<OptionValues>, label: (name: OptionName) => string): string[] {
-  const { tlsCert, tlsKey, requireTls, listen = [], routes = [] } = values;
+  const { tlsCert, tlsKey, requireTls, downstreamTls, dane, dns, listen = [], routes = [] } = values;
   const noTls = tlsCert === null && tlsKey === null;
   const both = `${label('tls-cert')} and ${label('tls-key')}`;
   const found: string[] = [];
@@ -358,6 +376,10 @@ function aboutTlsAndAddresses(values: Partial<OptionValues>, label: (name: Optio
     found.push(`${label('tls-cert')} ${tlsCert}: needs ${label('tls-key')} as well`);
   if (tlsKey && tlsCert === null)
     found.push(`${label('tls-key')} ${tlsKey}: needs ${label('tls-cert')} as well`);
+  if (dane === 'on' && dns?.length === 0)
+    found.push(
+      `${label('dane')} on: needs ${label('dns')} with resolvers that check DNSSEC, on this machine or a safe network`,
+    );
   if (requireTls && noTls) found.push(`${label('require-tls')}: needs ${both}`);
   for (const [index, address] of listen.entries()) {
     const url = `${address.protocol}://${formatHostPort(address)}`;
@@ -367,7 +389,15 @@ function aboutTlsAndAddresses(values: Partial<OptionValues>, label: (name: Optio
       found.push(`${label('listen')} ${url}: this address is there twice; keep one`);
     }
   }
-  for (const [index, { pattern }] of routes.entries()) {
+  for (const [index, { pattern, nextHop }] of routes.entries()) {
+    const hosts = nextHop.kind === 'static' ? nextHop.hosts : [];
+    const without = ({ protocol, tls, sni, ca }: (typeof hosts)[number]) =>
+      sni !== null && ca === null && tls === null && protocol !== 'smtps';
+    if (downstreamTls === 'off' && hosts.some(without)) {
+      found.push(
+        `${label('route')} ${pattern}=: has sni=, but no TLS by ${label('downstream-tls')} off; add tls=`,
+      );
+    }
     if (routes.findIndex((other) => other.pattern === pattern) < index) {
       found.push(
         `${label('route')} ${pattern}=: this pattern is there twice; put all its hosts in one, comma-separated`,
@@ -387,6 +417,11 @@ function warningsAbout(config: Config): readonly string[] {
   const open = config.trust.filter((network) => network.endsWith('/0'));
   if (open.length > 0)
     warnings.push(`trust ${open.join(' ')}: everybody may relay to any domain (an open relay)`);
+  for (const name of ['proxyProtocol', 'xclient'] as const) {
+    const all = config[name].filter((network) => network.endsWith('/0'));
+    if (all.length > 0)
+      warnings.push(`${name} ${all.join(' ')}: everybody may pass for a client that --trust names`);
+  }
   if (config.rcptDeadlineMs >= RCPT_TIMEOUT_OF_CLIENTS_MS) {
     warnings.push('rcptDeadline: clients wait 5m for an RCPT (RFC 5321 §4.5.3.2.3) and will be gone by then');
   }
@@ -411,6 +446,11 @@ function deepFreeze<T>(value: T): T {
 
 /** The effective config as YAML that can be fed back in by `--config`, with the passwords of routes masked. */
 export function describeConfig(config: Config): string {
+  return stringify(effectiveOptions(config), { lineWidth: 0 });
+}
+
+/** The same as values. */
+export function effectiveOptions(config: Config): Readonly<Record<string, unknown>> {
   const routes = config.routes.map((route) => withoutSecrets(route, config.downstreamTls));
   const fields: Readonly<Record<string, unknown>> = { ...config, routes };
   const settings: Record<string, unknown> = {};
@@ -423,7 +463,7 @@ export function describeConfig(config: Config): string {
     else if (option.field !== null && (value !== null || option.takes === 'one'))
       settings[camelCase(name)] = encode(value);
   }
-  return stringify(settings, { lineWidth: 0 });
+  return settings;
 }
 
 /** Numbers and booleans stand in YAML as such. */

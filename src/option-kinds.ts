@@ -23,8 +23,8 @@ export type Condition =
   /** Nothing is measured; says that only the switch disables the fast path, which it can whatever the conditions. */
   | Readonly<{ kind: 'manual' }>;
 
-/** `arg` is what the help shows in place of a value. */
-export type Kind<T> = Readonly<{ arg: string; codec: z.ZodType<T, string> }>;
+/** `arg` is what the help shows in place of a value; `choices` are all values, where they can be told. */
+export type Kind<T> = Readonly<{ arg: string; codec: z.ZodType<T, string>; choices?: readonly string[] }>;
 
 /** Text that is not a value of its kind. The message completes a sentence that begins with the option. */
 export class BadValue extends Error {}
@@ -121,7 +121,7 @@ export function choice<const T extends string>(choices: readonly T[]): Kind<T> {
     if (found === undefined) throw new BadValue(`must be one of ${choices.join(', ')}`);
     return found;
   };
-  return kind(choices.join('|'), decode, (word) => word);
+  return { ...kind(choices.join('|'), decode, (word) => word), choices };
 }
 
 const BOOLEANS = new Map([
@@ -288,13 +288,4 @@ function decodeCondition(text: string): Condition {
   const percent = /^\d{1,3}%$/.test(limit) ? Number(limit.slice(0, -1)) : Number.NaN;
   if (!(percent >= 1 && percent <= 100)) throw new BadValue('needs a limit from 1% to 100%: buffered>90%');
   return { kind: name, percent };
-}
-
-/** For options that are known but not built: any text will do, since giving one is refused. */
-export function notBuilt(arg: string): Kind<string> {
-  return kind(
-    arg,
-    (text) => text,
-    (text) => text,
-  );
 }

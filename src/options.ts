@@ -1,5 +1,5 @@
 // The one table of options. Flags, environment variables, YAML keys, defaults, help and the fields of Config
-// all come from it, so that none of them can drift from the others. An option whose feature isn't built stands
+// all come from it, so that none of them can drift from the others. A value whose feature isn't built stands
 // here too: it is known, shown as such in the help, and refused when used.
 
 import type { z } from 'zod';
@@ -18,7 +18,6 @@ import {
   integer,
   type Kind,
   listenUrl,
-  notBuilt,
   size,
 } from './option-kinds.ts';
 import { route, tlsPolicy } from './route-option.ts';
@@ -34,7 +33,7 @@ type Option<T, F extends string | null, K extends Takes> = Readonly<{
   /** As an operator would write it. `null` = no value, or one that is found out at run time. */
   default: string | readonly string[] | null;
   help: string;
-  /** Words of a choice that work in this version; without it all do. Empty = the option itself isn't built. */
+  /** Words of a choice that work in this version; without it all do. */
   available?: readonly string[];
   /** A repeatable option that makes no sense without any value. */
   atLeastOne?: true;
@@ -80,11 +79,6 @@ function onlyDefault<T, F extends string | null>(
   return { ...one(field, kind, preset, `${help} (only "${preset}" so far)`), available: [preset] };
 }
 
-function later(arg: string, help: string): Option<string, null, 'many'> {
-  const text = `${help} (not available yet)`;
-  return { field: null, takes: 'many', kind: notBuilt(arg), default: [], help: text, available: [] };
-}
-
 export const OPTIONS = {
   config: optional(null, file, 'YAML file of options, in camelCase'),
 
@@ -116,6 +110,12 @@ export const OPTIONS = {
     atLeastOne: true,
   },
   http: one('http', httpAddress, '127.0.0.1:9525', 'metrics, health and status; off disables it'),
+  'http-details': one(
+    'httpDetails',
+    boolean,
+    'false',
+    'addresses of clients, senders, recipients and next hops in /status and on the page at /',
+  ),
   hostname: one(
     'hostname',
     domain({ subdomains: false }),
@@ -129,11 +129,19 @@ export const OPTIONS = {
       route,
       ['*=mx'],
       'PATTERN: example.com, .example.com (subdomains) or *; NEXTHOP: mx, or comma-separated ' +
-        'smtp://[user:pass@]host:port, smtps://, lmtp://, tried in order, each with an optional ?tls=POLICY',
+        'smtp://[user:pass@]host:port, smtps://, lmtp://, tried in order, each with an optional ' +
+        '?tls=POLICY&sni=NAME&ca=FILE',
     ),
     atLeastOne: true,
   },
   trust: many('trust', cidr, ['127.0.0.0/8', '::1/128'], 'clients that may relay to any domain'),
+  'proxy-protocol': many(
+    'proxyProtocol',
+    cidr,
+    [],
+    'peers whose connections begin with a PROXY header, version 1 or 2',
+  ),
+  xclient: many('xclient', cidr, [], 'peers that XCLIENT and XFORWARD are honoured from'),
   'accept-domain': many(
     'acceptDomains',
     domain({ subdomains: true }),
@@ -223,6 +231,18 @@ export const OPTIONS = {
     'opportunistic',
     'TLS towards next hops that have no ?tls=',
   ),
+  'mta-sts': one(
+    'mtaSts',
+    choice(['off', 'on']),
+    'off',
+    'honour the MTA-STS policies of domains sent to by MX, fetched over HTTPS',
+  ),
+  dane: one(
+    'dane',
+    choice(['off', 'on']),
+    'off',
+    'honour the TLSA records of MX hosts; needs --dns with validating resolvers',
+  ),
 
   'log-level': one(
     'logLevel',
@@ -238,19 +258,47 @@ export const OPTIONS = {
   ),
 
   workers: onlyDefault(null, choice(['1', 'auto']), '1', 'processes sharing the listeners'),
-  'forward-client': onlyDefault(
-    null,
+  'forward-client': one(
+    'forwardClient',
     choice(['none', 'xclient', 'xforward', 'proxy']),
     'none',
-    'how next hops are told who the client is',
+    'how next hops with a --route of their own are told who the client is; MX hosts never are',
   ),
-  'proxy-protocol': later('CIDR', 'peers that the PROXY protocol is read from'),
-  xclient: later('CIDR', 'peers that XCLIENT is honoured from'),
 } as const satisfies Record<string, AnyOption>;
 
 type Table = typeof OPTIONS;
 export type OptionName = keyof Table;
 export const OPTION_NAMES = Object.keys(OPTIONS) as readonly OptionName[];
+
+/** Where in the table a group of the help begins: an option is in the last one that began before it. */
+const GROUPS: Readonly<Partial<Record<string, string>>> = {
+  config: 'Configuration',
+  mode: 'How mail is passed on',
+  listen: 'Listening',
+  route: 'Routing, and who may send',
+  dns: 'MX routing',
+  'connect-retries': 'Attempts and timeouts',
+  'max-message-size': 'Limits',
+  'memory-threshold': 'Spool, queue and fast path',
+  'tls-cert': 'TLS',
+  'log-level': 'Log',
+  workers: 'Not available yet',
+} satisfies Partial<Record<OptionName, string>>;
+
+/** The heading that the option stands under. */
+export function groupOf(name: OptionName): string {
+  let group = '';
+  for (const each of OPTION_NAMES) {
+    group = GROUPS[each] ?? group;
+    if (each === name) break;
+  }
+  return group;
+}
+
+/** The values that can be given, where they can be told and work. */
+export function choicesOf({ kind, available }: AnyOption): readonly string[] {
+  return available ?? kind.choices ?? [];
+}
 
 /** What `Config` holds for an option. */
 type ValueOf<O> = O extends { takes: infer K; kind: { codec: z.ZodType<infer T, string> } }

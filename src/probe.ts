@@ -1,12 +1,19 @@
 // `cutthrough probe ADDRESS`: how an address would be routed, and what its servers say up to RCPT. Sends no message.
 // Every host is asked once, without retries. Nothing here throws for what a peer or the DNS does.
-import { addressesOf, createRouting } from './app.ts';
+import { addressesOf, createRouting, type Outside } from './app.ts';
 import type { Config } from './config.ts';
 import { openSession } from './downstream/connect.ts';
-import type { DownstreamSession, Exchange } from './downstream/session.ts';
+import { introductionTo } from './downstream/forward-client.ts';
+import type { DownstreamSession, Exchange, ReplyPhase } from './downstream/session.ts';
+import { PolicyCache } from './routing/mta-sts.ts';
 import type { HopHost, NextHop, RouteResult } from './routing/routes.ts';
 import { type Mailbox, parseRcpt } from './smtp/address.ts';
 import { formatReply } from './smtp/reply.ts';
+import { colourOfCode, columns, type Paint } from './terminal.ts';
+
+/** The steps of a session, in their order. With STARTTLS, `tls` is the handshake and the second EHLO. */
+const STEPS = ['connect', 'tls', 'greeting', 'ehlo', 'mail', 'rcpt'] as const;
+type Step = (typeof STEPS)[number];
 
 type HostReport = Readonly<{
   host: string;
@@ -16,10 +23,18 @@ type HostReport = Readonly<{
   connected: boolean;
   /** Why not, or the TLS version and cipher. */
   detail: string;
+  /** What is demanded of TLS, and by whom. */
+  policy: string;
+  /** How the server was verified, or why it wasn't; null without a connection. */
+  verified: string | null;
   capabilities: readonly string[];
+  /** What it was told of the client, where --forward-client has it told: that there is none. */
+  client: string | null;
   /** The replies to MAIL FROM:<> and RCPT. */
   mail: string | null;
   rcpt: string | null;
+  /** How long each step took; null where it did not come to it. */
+  ms: Readonly<Record<Step, number | null>>;
 }>;
 
 type ProbeReport = Readonly<{
@@ -31,18 +46,34 @@ type ProbeReport = Readonly<{
   ok: boolean;
 }>;
 
-/** `lines` for people, `json` for scripts. */
-export async function probeAddress(config: Config, address: string) {
+export type Probed = Readonly<{
+  ok: boolean;
+  /** For scripts. */
+  json: unknown;
+  /** For people. */
+  lines: (paint: Paint) => readonly string[];
+}>;
+
+export async function probeAddress(config: Config, address: string, outside: Outside = {}): Promise<Probed> {
   const parsed = parseRcpt(`RCPT TO:<${address}>`, { smtputf8: true });
-  if (!parsed.ok)
-    return { ok: false, lines: [`${address}: not an address`], json: { address, error: 'bad address' } };
-  const report = await probe(config, parsed.mailbox);
-  return { ok: report.ok, lines: render(report), json: report };
+  if (!parsed.ok) {
+    const json = { address, ok: false, error: 'bad address' };
+    return { ok: false, json, lines: () => [`${address}: not an address (user@example.com)`] };
+  }
+  const report = await probe(config, parsed.mailbox, outside);
+  return { ok: report.ok, json: report, lines: (paint) => render(report, paint) };
 }
 
-async function probe(config: Config, mailbox: Mailbox): Promise<ProbeReport> {
+async function probe(config: Config, mailbox: Mailbox, outside: Outside): Promise<ProbeReport> {
   const domain = mailbox.domain ?? config.hostname;
-  const { mx, router } = createRouting(config, (host) => host === config.hostname.toLowerCase());
+  const { mx, router } = createRouting({
+    config,
+    isOwn: (host) => host === config.hostname.toLowerCase(),
+    log: { info() {}, warn() {} },
+    policies: new PolicyCache(),
+    signal: AbortSignal.timeout(config.rcptDeadlineMs),
+    outside,
+  });
   const found = await router.route(domain);
   const base = { address: mailbox.address, route: describeRoute(found) };
   if (found.kind !== 'next-hop') return { ...base, mx: [], hosts: [], ok: false };
@@ -70,6 +101,8 @@ function describeRoute(found: RouteResult): string {
       return `none: ${found.reason}`;
     case 'loop':
       return 'none: the best MX host is this one';
+    case 'policy':
+      return `none for now: ${found.reason}`;
     case 'no-route':
       return 'none: no --route matches';
     default:
@@ -83,9 +116,19 @@ async function probeHost(
   host: HopHost,
   mailbox: Mailbox,
 ): Promise<HostReport> {
-  const at = { host: host.host, address: host.address, port: host.port, protocol: host.protocol };
-  const none = { connected: false, capabilities: [], mail: null, rcpt: null };
+  const { demand, protocol } = host;
+  const at = {
+    host: host.host,
+    address: host.address,
+    port: host.port,
+    protocol,
+    policy: describePolicy(host),
+  };
+  const introduction = introductionTo(nextHop, config.forwardClient, null);
+  const client = introduction && AS_CLIENT[introduction.kind];
+  const none = { connected: false, verified: null, capabilities: [], client, mail: null, rcpt: null };
   const deadline = AbortSignal.timeout(config.rcptDeadlineMs);
+  const watch = new StopWatch();
   const opened = await openSession(
     { ...nextHop, hosts: [host] },
     {
@@ -93,11 +136,13 @@ async function probeHost(
       lookup: (name) => addressesOf(name, config.dns),
       onResult: () => {},
       onRetry: () => {},
-      onReply: () => {},
+      onReply: (phase) => watch.onReply(phase),
+      introduction,
     },
     deadline,
+    { onStep: (step) => watch.done(step), onTried: () => {} },
   );
-  if (opened.kind === 'unreachable') return { ...at, ...none, detail: opened.reason };
+  if (opened.kind === 'unreachable') return { ...at, ...none, detail: opened.reason, ms: watch.times };
   const { session } = opened;
   // The null reverse-path: what a bounce would use, and no sender is checked.
   const mail = await ask(session, 'mail', 'MAIL FROM:<>');
@@ -106,12 +151,65 @@ async function probeHost(
     ...at,
     connected: true,
     detail: session.tlsDescription,
+    // A session that DANE does not vouch for is never open.
+    verified:
+      demand?.by === 'dane' && demand.records.length > 0
+        ? 'verified by DANE'
+        : session.unverified === null
+          ? 'verified'
+          : `not verified: ${session.unverified}`,
     capabilities: session.offers,
+    client,
     mail,
     rcpt,
+    ms: watch.times,
   };
   await session.quit();
   return report;
+}
+
+/** XFORWARD comes with a message. */
+const AS_CLIENT = {
+  proxy: 'LOCAL (PROXY protocol)',
+  xclient: '[UNAVAILABLE] (XCLIENT)',
+  xforward: null,
+} as const;
+
+/** A step lasts from the end of the one before. Of several addresses the last one tried is timed. */
+class StopWatch {
+  times: Readonly<Record<Step, number | null>> = UNTIMED;
+  #since = performance.now();
+
+  done(step: Step): void {
+    const now = performance.now();
+    // Another address, or the same one again.
+    const earlier = step === 'connect' ? UNTIMED : this.times;
+    this.times = { ...earlier, [step]: Math.round((now - this.#since) * 10) / 10 };
+    this.#since = now;
+  }
+
+  onReply(phase: ReplyPhase): void {
+    if (phase === 'greeting' || phase === 'mail' || phase === 'rcpt') this.done(phase);
+    else if (phase === 'ehlo') this.done(this.times.ehlo === null ? 'ehlo' : 'tls');
+  }
+}
+
+const UNTIMED: HostReport['ms'] = Object.freeze({
+  connect: null,
+  tls: null,
+  greeting: null,
+  ehlo: null,
+  mail: null,
+  rcpt: null,
+});
+
+function describePolicy({ tls, demand }: HopHost): string {
+  if (demand === null) return `TLS ${tls}`;
+  if (demand.by === 'mta-sts') return `MTA-STS ${demand.mode}, TLS ${tls}`;
+  const records = demand.records.map(
+    ({ usage, selector, matchingType }) => `${usage} ${selector} ${matchingType}`,
+  );
+  return records.length === 0 ? `DANE without usable records, TLS ${tls}` : `DANE ${records.join(', ')}`;
 }
 
 async function ask(session: DownstreamSession, phase: 'mail' | 'rcpt', line: string): Promise<string> {
@@ -119,16 +217,39 @@ async function ask(session: DownstreamSession, phase: 'mail' | 'rcpt', line: str
   return exchange.kind === 'reply' ? formatReply(exchange.reply).trim() : `no reply (${exchange.detail})`;
 }
 
-function render(report: ProbeReport): string[] {
-  const lines = [`${report.address} -> ${report.route}`];
-  for (const { preference, host, address } of report.mx)
-    lines.push(`  MX ${preference} ${host} [${address}]`);
-  for (const host of report.hosts) {
-    const at = `${host.protocol}://${host.host}:${host.port}${host.address === null ? '' : ` [${host.address}]`}`;
-    lines.push(`  ${at}: ${host.connected ? 'connected' : 'not connected'}, ${host.detail}`);
-    if (host.capabilities.length > 0) lines.push(`    offers ${host.capabilities.join(', ')}`);
-    if (host.mail !== null) lines.push(`    MAIL FROM:<> ${host.mail}`);
-    if (host.rcpt !== null) lines.push(`    RCPT ${host.rcpt}`);
-  }
-  return lines;
+function render(report: ProbeReport, paint: Paint): readonly string[] {
+  const { address, route, ok, mx, hosts } = report;
+  const verdict =
+    hosts.length === 0
+      ? paint('red', 'no server to ask')
+      : ok
+        ? paint('green', 'accepted')
+        : paint('red', 'accepted by no server');
+  const byMx = mx.map(({ preference, host, address }) => ['  MX', `${preference}`, host, `[${address}]`]);
+  return [
+    `${paint('bold', address)} -> ${route}: ${verdict}`,
+    ...columns(byMx),
+    ...hosts.flatMap((host) => ['', ...renderHost(host, paint)]),
+  ];
+}
+
+function renderHost(report: HostReport, paint: Paint): readonly string[] {
+  const { host, address, port, protocol, connected, detail, policy, verified } = report;
+  const { capabilities, client, mail, rcpt, ms } = report;
+  const at = `${protocol}://${host}:${port}${address === null || address === host ? '' : ` [${address}]`}`;
+  const reply = (text: string) =>
+    paint(colourOfCode(Number(text.slice(0, 3)) || 500), text.replaceAll('\r\n', ' / '));
+  const took = STEPS.filter((step) => ms[step] !== null).map((step) => `${step} ${ms[step]}`);
+  const rows: string[][] = [];
+  if (connected) rows.push(['  TLS', detail]);
+  rows.push(['  policy', verified === null ? policy : `${policy}; ${verified}`]);
+  if (client !== null) rows.push(['  client', client]);
+  if (capabilities.length > 0) rows.push(['  offers', capabilities.join(', ')]);
+  if (mail !== null) rows.push(['  MAIL FROM:<>', reply(mail)]);
+  if (rcpt !== null) rows.push(['  RCPT', reply(rcpt)]);
+  if (took.length > 0) rows.push(['  took ms', paint('dim', took.join(', '))]);
+  return [
+    `${paint('bold', at)} ${connected ? paint('green', 'connected') : paint('red', `not connected: ${detail}`)}`,
+    ...columns(rows),
+  ];
 }

@@ -19,7 +19,11 @@ export type QueueReport = Readonly<{ lines: readonly string[]; json: unknown; ok
 /** @throws Error in one line when there is no spool, or it can't be read */
 export async function runQueueCommand(config: Config, request: QueueRequest): Promise<QueueReport> {
   const answer = await ask(config, request);
-  if ('error' in answer) throw new Error(`queue: ${answer.error}`);
+  if ('error' in answer) {
+    const which = request.command === 'show' ? `${request.id}: ` : '';
+    const where = `in --spool-dir ${config.spoolDir}; "cutthrough queue list" has them all`;
+    throw new Error(`queue: ${which}${answer.error}${which && ` ${where}`}`);
+  }
   if ('messages' in answer) return { lines: table(answer.messages), json: answer.messages, ok: true };
   if ('message' in answer) return { lines: describe(answer.message), json: answer.message, ok: true };
   const dry = request.command === 'remove' && request.dryRun;

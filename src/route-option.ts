@@ -18,8 +18,12 @@ export type StaticHost = Readonly<{
   host: string;
   port: number;
   auth: Readonly<{ user: string; pass: string }> | null;
-  /** From `?tls=`, else `--downstream-tls`. */
+  /** From `?tls=`, else "verify" with a `ca`, else `--downstream-tls`. */
   tls: TlsPolicy;
+  /** From `?sni=`: the name that is sent and verified instead of `host`. */
+  sni: string | null;
+  /** From `?ca=`: a PEM file with the only authorities trusted. */
+  ca: string | null;
 }>;
 
 /** One `--route PATTERN=NEXTHOP`. `pattern` is lower case, A-labels: `example.com`, `.example.com` or `*`. */
@@ -66,16 +70,16 @@ function decodeHost(text: string): WrittenHost {
   }
   const protocol = (url[1] ?? '').toLowerCase() as StaticHost['protocol'];
   const address = parseHostPort(url[3] ?? '', 1, DEFAULT_PORTS[protocol]);
-  const tls = decodeQuery(url[4]);
-  if (protocol === 'smtps' && tls === 'off')
+  const query = decodeQuery(url[4]);
+  if (protocol === 'smtps' && query.tls === 'off')
     throw new BadValue('has smtps:// with tls=off; use smtp:// instead');
-  return { protocol, ...address, auth: url[2] === undefined ? null : decodeAuth(url[2]), tls };
+  return { protocol, ...address, auth: url[2] === undefined ? null : decodeAuth(url[2]), ...query };
 }
 
 function decodeAuth(text: string): { user: string; pass: string } {
   const colon = text.indexOf(':');
   if (colon < 1) throw new BadValue('needs both user and password: smtp://user:pass@host:port');
-  const [user, pass] = [text.slice(0, colon), text.slice(colon + 1)].map(percentDecode);
+  const [user, pass] = [text.slice(0, colon), text.slice(colon + 1)].map((part) => percentDecode(part));
   // NUL separates the fields of AUTH PLAIN (RFC 4616 §2); no other control character belongs in one either.
   if (!user || !pass || /[\x00-\x1f\x7f]/.test(user + pass)) {
     throw new BadValue('has an empty user or password, or a control character in one');
@@ -83,21 +87,55 @@ function decodeAuth(text: string): { user: string; pass: string } {
   return { user, pass };
 }
 
-function percentDecode(text: string): string {
+function percentDecode(text: string, where = 'in user or password'): string {
   try {
     return decodeURIComponent(text);
   } catch {
-    throw new BadValue('has a broken percent escape in user or password; write % as %25');
+    throw new BadValue(`has a broken percent escape ${where}; write % as %25`);
   }
 }
 
-function decodeQuery(query: string | undefined): TlsPolicy | null {
-  if (query === undefined || query === '') return null;
-  const [, policy] = /^tls=(.*)$/.exec(query) ?? [];
-  if (policy === undefined) throw new BadValue('takes only ?tls= after a host; for example ?tls=verify');
-  const parsed = tlsPolicy.codec.safeDecode(policy);
+type Query = Pick<WrittenHost, 'tls' | 'sni' | 'ca'>;
+
+const QUERY_FORM = '?tls=POLICY&sni=NAME&ca=FILE, each at most once; for example ?tls=verify';
+
+function decodeQuery(query = ''): Query {
+  const given = new Map<string, string>();
+  for (const part of query.split('&').filter(Boolean)) {
+    const [, name = part, value = ''] = /^([^=]*)=(.*)$/s.exec(part) ?? [];
+    if (!['tls', 'sni', 'ca'].includes(name) || given.has(name))
+      throw new BadValue(`takes only ${QUERY_FORM} after a host`);
+    given.set(name, percentDecode(value, `in ${name}=`));
+  }
+  const { tls, sni, ca } = { tls: null, sni: null, ca: null, ...Object.fromEntries(given) };
+  const found = { tls: decodeTls(tls), sni: decodeSni(sni), ca: decodeCa(ca) };
+  if (found.tls === 'off' && (sni ?? ca) !== null)
+    throw new BadValue('has sni= or ca= with tls=off, which checks nothing; leave one of them out');
+  // Nothing else looks at the certificate, and a pin that is accepted and ignored protects nobody.
+  if (found.tls !== null && found.tls !== 'verify' && ca !== null)
+    throw new BadValue(`has ca= with tls=${tls}, which does not check it; use tls=verify, or leave tls= out`);
+  return found;
+}
+
+function decodeTls(text: string | null): TlsPolicy | null {
+  if (text === null) return null;
+  const parsed = tlsPolicy.codec.safeDecode(text);
   if (!parsed.success) throw new BadValue(`has a bad ?tls=: ${parsed.error.issues[0]?.message}`);
   return parsed.data;
+}
+
+function decodeSni(text: string | null): string | null {
+  if (text === null) return null;
+  const name = toDomain(text);
+  // RFC 6066 §3: an address is no server name.
+  if (name === null) throw new BadValue('has a bad ?sni=: must be a name such as mail.example.com');
+  return name;
+}
+
+function decodeCa(text: string | null): string | null {
+  if (text === '' || text?.includes('\0'))
+    throw new BadValue('has a bad ?ca=: must be the name of a PEM file');
+  return text;
 }
 
 function encodeRoute({ pattern, nextHop }: WrittenRoute): string {
@@ -106,8 +144,12 @@ function encodeRoute({ pattern, nextHop }: WrittenRoute): string {
 
 function encodeHost(host: WrittenHost): string {
   const auth = host.auth && `${encodeURIComponent(host.auth.user)}:${encodeURIComponent(host.auth.pass)}@`;
-  const query = host.tls === null ? '' : `?tls=${host.tls}`;
-  return `${host.protocol}://${auth ?? ''}${formatHostPort(host)}${query}`;
+  const query = [
+    ...(host.tls === null ? [] : [`tls=${host.tls}`]),
+    ...(host.sni === null ? [] : [`sni=${host.sni}`]),
+    ...(host.ca === null ? [] : [`ca=${encodeURIComponent(host.ca).replaceAll('%2F', '/')}`]),
+  ].join('&');
+  return `${host.protocol}://${auth ?? ''}${formatHostPort(host)}${query && `?${query}`}`;
 }
 
 /** Fills in the TLS policy of each host that has none of its own. */
@@ -115,18 +157,18 @@ export function applyTlsPolicy({ pattern, nextHop }: WrittenRoute, policy: TlsPo
   if (nextHop.kind === 'mx') return { pattern, nextHop };
   // smtps:// is TLS from the first byte, so "off" for the others can only mean "don't verify" for it.
   const inherited = (host: WrittenHost) =>
-    host.protocol === 'smtps' && policy === 'off' ? 'require' : policy;
+    host.ca !== null ? 'verify' : host.protocol === 'smtps' && policy === 'off' ? 'require' : policy;
   const hosts = nextHop.hosts.map((host) => ({ ...host, tls: host.tls ?? inherited(host) }));
   return { pattern, nextHop: { kind: 'static', hosts } };
 }
 
-/** The route with each password replaced by `***`, and without a `?tls=` that `policy` implies. */
+/** The route with each password replaced by `***`, and without a `?tls=` that `policy` or a `?ca=` implies. */
 export function withoutSecrets(value: Route, policy: TlsPolicy): WrittenRoute {
   if (value.nextHop.kind === 'mx') return { pattern: value.pattern, nextHop: value.nextHop };
   const hosts = value.nextHop.hosts.map((host) => ({
     ...host,
     auth: host.auth && { user: host.auth.user, pass: '***' },
-    tls: host.tls === policy ? null : host.tls,
+    tls: host.tls === (host.ca === null ? policy : 'verify') ? null : host.tls,
   }));
   return { pattern: value.pattern, nextHop: { kind: 'static', hosts } };
 }

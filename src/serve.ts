@@ -62,7 +62,13 @@ async function start(config: Config, logger: Logger): Promise<RunningProxy> {
 /** What the operator can do about a failure to listen. */
 function startFailure(error: unknown, { http }: Config): string {
   if (!(error instanceof Error)) return String(error);
-  const { code, address, port } = error as NodeJS.ErrnoException & { address?: string; port?: number };
+  const { code, address, port, hostname } = error as NodeJS.ErrnoException & {
+    address?: string;
+    port?: number;
+    hostname?: string;
+  };
+  if (hostname !== undefined && /^EAI_|^ENOTFOUND$/.test(code ?? ''))
+    return `cannot listen on ${hostname}: the name has no address here; give an address of this machine by ${http?.host === hostname ? '--http' : '--listen'}`;
   if (address === undefined || port === undefined) return error.message;
   const flag = http?.host === address && http.port === port ? '--http' : '--listen';
   const cannot = `cannot listen on ${formatHostPort({ host: address, port })}`;

@@ -38,11 +38,15 @@ class Cells<C> {
     return cell;
   }
 
-  *all(): Iterable<{ labels: Record<string, string>; cell: C }> {
+  *all(): Iterable<{ values: readonly [string, string]; labels: Record<string, string>; cell: C }> {
     for (const [first, row] of this.#cells) {
       for (const [second, cell] of row) {
-        const values = [first, second];
-        yield { labels: Object.fromEntries(this.#names.map((name, at) => [name, values[at]!])), cell };
+        const values = [first, second] as const;
+        yield {
+          values,
+          labels: Object.fromEntries(this.#names.map((name, at) => [name, values[at]!])),
+          cell,
+        };
       }
     }
   }
@@ -66,9 +70,24 @@ export class TallyCounter {
     });
   }
 
+  /** Reported from now on, at 0: a series that begins with its first event hides it, since nothing increases from nothing. */
+  show(first = '', second = ''): void {
+    this.#cells.at(first, second);
+  }
+
   /** Label values in the order of their names. */
   inc(first = '', second = ''): void {
     this.#cells.at(first, second).value++;
+  }
+
+  /** The counts so far by the label at this place, over all values of the other. */
+  sums(place: 0 | 1): Readonly<Record<string, number>> {
+    const sums: Record<string, number> = {};
+    for (const { values, cell } of this.#cells.all()) {
+      const value = values[place];
+      sums[value] = (sums[value] ?? 0) + cell.value;
+    }
+    return sums;
   }
 
   /** @param value zero or more */
@@ -91,13 +110,17 @@ export class TallyHistogram {
       sum: 0,
     }));
     const { name, help, labelNames, registry } = definition;
-    // Without labels there is just one, and Prometheus should see it before its first value.
-    if (labelNames.length === 0) this.#cells.at('', '');
+    if (labelNames.length === 0) this.show();
     const metric = {
       name,
       get: async () => ({ name, help, type: 'histogram', aggregator: 'sum', values: this.#values(name) }),
     };
     registry.registerMetric(metric as unknown as Counter);
+  }
+
+  /** Reported from now on, empty; see TallyCounter.show(). */
+  show(first = '', second = ''): void {
+    this.#cells.at(first, second);
   }
 
   observe(value: number, first = '', second = ''): void {

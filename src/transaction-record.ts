@@ -1,6 +1,7 @@
-// What is told of a transaction when it is over: the counters, and the one line in the log.
+// What is told of a transaction when it is over: the counters, the one line in the log, and how it went (time-line.ts).
 import type { Logger } from 'pino';
 import type { Metrics, TransactionResult } from './metrics.ts';
+import { brief, type RecentTimeLines, type TimeLine } from './time-line.ts';
 
 /** What became of a recipient, as in downstream/outcome.ts; null where it is not known yet. */
 type Fate =
@@ -8,14 +9,23 @@ type Fate =
   | Readonly<{ kind: 'lost' }>
   | null;
 
+type Answer = Readonly<{ code: number; enhanced: string | null; lines: readonly string[] }>;
+
 export class RecipientRecord {
+  /** Of the recipients, from 0. Private, since the log has what is not. */
+  readonly #nth: number;
   readonly address: string;
   nextHop = '';
   outcome: '' | 'accepted' | 'rejected' | 'deferred' = '';
   reply: number | null = null;
 
-  constructor(address: string) {
+  constructor(address: string, nth: number) {
     this.address = address;
+    this.#nth = nth;
+  }
+
+  get nth(): number {
+    return this.#nth;
   }
 
   /** The reply that stands for it, of the next hop or of ours. */
@@ -32,26 +42,31 @@ export class RecipientRecord {
   }
 }
 
+/** Recipients of a transaction that has ended. */
+const MAX_REMEMBERED = 32;
+
 export type RecordDeps = Readonly<{
   config: Readonly<{ mode: string }>;
   metrics: Metrics;
   log: Logger;
   /** Milliseconds, monotonic. */
   now: () => number;
+  timeLines: RecentTimeLines;
 }>;
 
 export class TransactionRecord {
   readonly #id: string;
   readonly #sender: Readonly<{ mailbox: Readonly<{ address: string }> | null }>;
-  readonly #client: Readonly<{ address: string }>;
+  readonly #client: Readonly<{ address: string; ident?: string }>;
   readonly #deps: RecordDeps;
   readonly #began: number;
   readonly #recipients: RecipientRecord[] = [];
+  readonly line: TimeLine;
 
   constructor(
     id: string,
     sender: Readonly<{ mailbox: Readonly<{ address: string }> | null }>,
-    client: Readonly<{ address: string }>,
+    client: Readonly<{ address: string; helo: string; ident?: string }>,
     deps: RecordDeps,
   ) {
     this.#id = id;
@@ -59,16 +74,45 @@ export class TransactionRecord {
     this.#client = client;
     this.#deps = deps;
     this.#began = deps.now();
+    this.line = deps.timeLines.begin({
+      id,
+      client,
+      sender,
+      recipients: this.#recipients,
+      began: this.#began,
+    });
   }
 
   get milliseconds(): number {
     return this.#deps.now() - this.#began;
   }
 
+  /** Addresses, for those who may see them; of the recipients only the first few. */
+  people(most: number) {
+    return {
+      client: this.#client.address,
+      reversePath: this.#sender.mailbox?.address ?? '',
+      recipients: this.#recipients.slice(0, most).map(({ address }) => address),
+    };
+  }
+
   add(address: string): RecipientRecord {
-    const record = new RecipientRecord(address);
+    const nth = this.#recipients.length;
+    const record = new RecipientRecord(address, nth);
     this.#recipients.push(record);
+    this.line.recipient('rcpt', nth, this.#deps.now());
     return record;
+  }
+
+  /** The reply to its RCPT. */
+  told(recipient: RecipientRecord, answer: Answer, at = this.#deps.now()): void {
+    recipient.answered(answer);
+    this.line.recipient('rcpt-reply', recipient.nth, at, brief(answer));
+  }
+
+  /** An RCPT that no next hop was asked about. */
+  refused(answer: Answer): void {
+    this.line.upstream('rcpt-reply', this.#deps.now(), brief(answer));
   }
 
   /** What it amounts to when there was no message: rejected or deferred if every RCPT was told so, else aborted. */
@@ -79,24 +123,48 @@ export class TransactionRecord {
     return outcomes.length > 0 && refused ? 'deferred' : 'aborted';
   }
 
-  /** @param reply the code that the upstream got, null where it got none */
-  end(result: TransactionResult, reply: number | null, extra: Readonly<Record<string, number>>): void {
-    const { config, metrics, log } = this.#deps;
-    const { milliseconds } = this;
+  /** @param reply what the upstream got, null where it got none */
+  end(
+    result: TransactionResult,
+    reply: Answer | null,
+    extra: Readonly<Record<string, number>>,
+    at = this.#deps.now(),
+  ): void {
+    const { config, metrics } = this.#deps;
+    const milliseconds = at - this.#began;
     metrics.transactions.inc(config.mode, result);
     metrics.transactionDuration.observe(milliseconds / 1000, config.mode);
     for (const { outcome } of this.#recipients) {
       if (outcome !== '' && (outcome !== 'accepted' || result !== 'aborted')) metrics.recipients.inc(outcome);
     }
+    if (reply === null) this.line.upstream('gone', at);
+    else this.line.upstream('reply', at, brief(reply));
+    this.line.end(result, at);
+    this.#log(result, reply, extra, milliseconds);
+    // What is remembered is bounded; a client can have any number of RCPTs refused.
+    if (this.#recipients.length > MAX_REMEMBERED) this.#recipients.length = MAX_REMEMBERED;
+    this.#deps.timeLines.keep(this.line);
+  }
+
+  #log(
+    result: TransactionResult,
+    reply: Answer | null,
+    extra: Readonly<Record<string, number>>,
+    milliseconds: number,
+  ): void {
+    const { log, timeLines } = this.#deps;
+    if (log.isLevelEnabled('debug')) log.debug({ event: 'trace', ...timeLines.describe(this.line) });
     if (!log.isLevelEnabled('info')) return;
     log.info({
       event: 'transaction',
       id: this.#id,
       client: this.#client.address,
+      // pino leaves out what is undefined.
+      ident: this.#client.ident,
       reversePath: this.#sender.mailbox?.address ?? '',
       recipients: this.#recipients,
       result,
-      reply,
+      reply: reply?.code ?? null,
       ...extra,
       ms: Math.round(milliseconds),
     });

@@ -24,7 +24,8 @@ import {
 } from '../smtp/reply.ts';
 import type { MessageBuffer } from '../spool/buffer.ts';
 import type { Result, Spooler } from '../spool/spooler.ts';
-import type { IntakeDeps } from '../spool/stored-transaction.ts';
+import type { Described, IntakeDeps } from '../spool/stored-transaction.ts';
+import type { TimeLine } from '../time-line.ts';
 import { type RecipientRecord, TransactionRecord } from '../transaction-record.ts';
 import { Wait } from '../wait.ts';
 import { refusalOfData, type Verdict, verdict, verdictBeforeDots } from './verdict.ts';
@@ -48,7 +49,7 @@ type State =
 export class Transaction {
   readonly id: string;
   readonly sender: Sender;
-  readonly #client: Client;
+  readonly client: Client;
   readonly #deps: TransactionDeps;
   readonly #record: TransactionRecord;
   readonly #legs = new Map<string, Leg>();
@@ -65,6 +66,7 @@ export class Transaction {
   #state: State = { name: 'envelope' };
   /** Set when the message can no longer be delivered; the rest of it is read and dropped. */
   #refusal: Verdict | null = null;
+  #bodyBegan = false;
   /** Body bytes of the last chunk, kept for the write that carries the dot. */
   #last: readonly Buffer[] = [];
   /** Seconds, told to the metrics once, at the end. */
@@ -73,7 +75,7 @@ export class Transaction {
   constructor(sender: Sender, client: Client, deps: TransactionDeps) {
     this.id = deps.newId();
     this.sender = sender;
-    this.#client = client;
+    this.client = client;
     this.#deps = deps;
     this.#record = new TransactionRecord(this.id, sender, client, deps);
   }
@@ -87,14 +89,20 @@ export class Transaction {
     return this.#state.name === 'body' && this.#state.fanOut.dotsSent;
   }
 
-  /** For /status: no addresses. */
-  describe() {
+  /** For /status, which decides what may be shown of it. */
+  describe(): Described {
     const legs = [...this.#legs.values()].map(({ nextHop, phase, recipients }) => ({
-      nextHop: nextHop.label,
+      nextHop,
       phase,
       recipients: recipients.length,
     }));
-    return { id: this.id, state: this.state, ms: Math.round(this.#record.milliseconds), legs };
+    const state = this.#state;
+    const [octetsIn, octetsOut] = state.name === 'body' ? [state.body.octets, state.fanOut.bytesOut] : [0, 0];
+    return { id: this.id, state: state.name, record: this.#record, octetsIn, octetsOut, legs };
+  }
+
+  get timeLine(): TimeLine {
+    return this.#record.line;
   }
 
   /** Accepted ones, and those still being asked about. */
@@ -119,7 +127,8 @@ export class Transaction {
       const said = await this.#askNextHop(recipient, record, asking);
       const spooled = this.#hasFallback && this.state !== 'ended' && asking.isOutOfReach(said);
       const answer = spooled ? this.#miss(recipient, record, said) : said;
-      record.answered(answer);
+      // An acceptance follows at once from what the next hop has just said.
+      this.#record.told(record, answer, answer.code < 300 ? this.#record.line.latest : undefined);
       if (record.outcome === 'accepted') this.#accepted++;
       return answer;
     } finally {
@@ -128,12 +137,18 @@ export class Transaction {
     }
   }
 
+  /** An RCPT was answered without being asked about. */
+  noteRefusal(answer: Reply): void {
+    this.#record.refused(answer);
+  }
+
   /**
    * DATA at every leg that has recipients. Null: all answered 354 and the body may come. Else the refusal, with
    * every leg dropped and the transaction ended.
    */
   async startData(): Promise<Reply | null> {
     if (this.#accepted === 0) return noValidRecipients();
+    this.#record.line.upstream('data', this.#deps.now());
     if (this.#deps.overloaded()) return this.#refuseData(overloadedData());
     this.#state = { name: 'starting' };
     const legs: Leg[] = [];
@@ -177,13 +192,15 @@ export class Transaction {
       },
     });
     const only = this.#accepted === 1 ? (legs[0]?.recipients[0] ?? this.#missed[0]?.recipient ?? null) : null;
-    const received = this.#deps.received(this.sender, this.#client, this.id, only);
+    const received = this.#deps.received(this.sender, this.client, this.id, only);
     const maxMessageBytes = this.#sizeLimit(legs, received.length);
     const body = new MessageBody(received, { maxMessageBytes, maxReceived: config.maxReceived });
     // --mixed spool needs it only where recipients can differ.
     const keep = this.#hasFallback || (config.mixed === 'spool' && this.#accepted > 1);
     if (keep && room) this.#tee = this.#deps.spooler?.newBuffer(this.id) ?? null;
-    this.#state = { name: 'body', fanOut, body, began: now() };
+    const began = now();
+    this.#record.line.upstream('data-reply', began, 354);
+    this.#state = { name: 'body', fanOut, body, began };
   }
 
   /**
@@ -195,10 +212,19 @@ export class Transaction {
     const { fanOut, body } = this.#state;
     const { pieces, end, refusal } = body.push(chunk);
     if (refusal !== null && this.#refusal === null) this.#giveUp({ reply: refusal, result: 'rejected' });
+    if (!this.#bodyBegan || end !== -1) this.#noteBody(end === -1 ? null : body.octets);
     this.#deps.metrics.messageBytes.add(end === -1 ? chunk.length : end, 'in');
     if (end === -1) return { end, ready: this.#refusal === null ? this.#write(fanOut, pieces) : null };
     this.#last = pieces;
     return { end, ready: null };
+  }
+
+  /** @param octets of the whole message, once its end was seen */
+  #noteBody(octets: number | null): void {
+    const at = this.#deps.now();
+    if (!this.#bodyBegan) this.#record.line.upstream('body', at);
+    this.#bodyBegan = true;
+    if (octets !== null) this.#record.line.upstream('end-of-data', at, octets);
   }
 
   #write(fanOut: FanOut, pieces: readonly Buffer[]): Promise<void> | null {
@@ -225,9 +251,10 @@ export class Transaction {
     this.#last = [];
     const decision =
       outcomes === null ? this.#verdictBeforeDots(fanOut) : await this.#verdictOf(fanOut, outcomes);
-    const extra = { bytes: body.octets, bodyMs: Math.round(this.#deps.now() - began) };
+    const at = this.#deps.now();
+    const extra = { bytes: body.octets, bodyMs: Math.round(at - began) };
     metrics.messageBytes.add(fanOut.bytesOut, 'out');
-    this.#end(decision.result, decision.reply, extra);
+    this.#end(decision.result, decision.reply, extra, at);
     return decision.reply;
   }
 
@@ -286,7 +313,7 @@ export class Transaction {
   #legFor(nextHop: NextHop): Leg {
     let leg = this.#legs.get(nextHop.key);
     if (leg === undefined) {
-      leg = new Leg(nextHop, this.sender, this.#deps.leg);
+      leg = new Leg(nextHop, this, this.#deps.leg, this.#record.line);
       this.#legs.set(nextHop.key, leg);
     }
     return leg;
@@ -338,7 +365,7 @@ export class Transaction {
     const tee = this.#tee;
     if (tee === null || !this.#isForSpool(all)) return verdict(all, legs.length);
     this.#tee = null;
-    return await this.#deps.spooler!.settle(this.id, this.sender, results, tee);
+    return await this.#deps.spooler!.settle(this, results, tee);
   }
 
   /** Whether some must get the message from the spool. An upstream that has gone still has it, and will send it again. */
@@ -349,7 +376,7 @@ export class Transaction {
   }
 
   /** The one gate to the end: legs released, counted, logged. */
-  #end(result: TransactionResult, answer: Reply | null, extra: Record<string, number>): void {
+  #end(result: TransactionResult, answer: Reply | null, extra: Record<string, number>, at?: number): void {
     if (this.#state.name === 'ended') return;
     this.#state = { name: 'ended' };
     for (const leg of this.#legs.values()) void leg.release();
@@ -357,7 +384,7 @@ export class Transaction {
     for (const side of ['upstream', 'downstream'] as const) {
       if (this.#standstill[side] > 0) this.#deps.metrics.backpressure.add(this.#standstill[side], side);
     }
-    this.#record.end(result, answer?.code ?? null, extra);
+    this.#record.end(result, answer, extra, at);
     this.#deps.onEnd(this);
   }
 }

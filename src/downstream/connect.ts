@@ -9,14 +9,33 @@ import pRetry, { AbortError } from 'p-retry';
 import type { Config } from '../config.ts';
 import type { HopHost, NextHop } from '../routing/routes.ts';
 import { replyClass } from '../smtp/reply.ts';
-import { DownstreamSession, OpenError, type ReplyPhase, type SessionOptions } from './session.ts';
+import { type Introduction, proxyHeaderFor } from './forward-client.ts';
+import {
+  DownstreamSession,
+  IntroductionError,
+  OpenError,
+  type ReplyPhase,
+  type SessionOptions,
+} from './session.ts';
+import { certificateProblem, peerProblemOf, startTlsOf, tlsOptionsOf } from './tls.ts';
 
 /** The `result` label of cutthrough_downstream_connect_attempts_total. */
-type ConnectResult = 'ok' | 'refused' | 'timeout' | 'dns' | 'tls' | 'greeting';
+type ConnectResult = 'ok' | ConnectFailure;
+type ConnectFailure = 'refused' | 'timeout' | 'dns' | 'tls' | 'greeting';
 
 export type Opened =
   | Readonly<{ kind: 'open'; session: DownstreamSession; host: HopHost; attempts: number }>
-  | Readonly<{ kind: 'unreachable'; attempts: number; reason: string }>;
+  /**
+   * `answered`: a host was there and replied, though with a refusal. `failure`: of the last try that ended by itself;
+   * null where the caller's signal ended the first.
+   */
+  | Readonly<{
+      kind: 'unreachable';
+      attempts: number;
+      reason: string;
+      answered: boolean;
+      failure: ConnectFailure | null;
+    }>;
 
 export type ConnectDeps = Readonly<{
   config: Pick<
@@ -33,47 +52,76 @@ export type ConnectDeps = Readonly<{
   onResult: (result: ConnectResult) => void;
   onRetry: () => void;
   onReply: SessionOptions['onReply'];
+  /** Whom the next hop is told that the session speaks for; null: nobody. */
+  introduction: Introduction | null;
+  /** Under an MTA-STS policy of mode "testing": why the host would have been refused under "enforce". */
+  onPolicyFailure?: (domain: string, host: string, reason: string) => void;
+}>;
+
+/** Sees how it goes: for the time line of a transaction, and for `probe`. */
+export type ConnectWatch = Readonly<{
+  /** The TCP connection stands; with smtps:// also its TLS. */
+  onStep?: (step: 'connect' | 'tls') => void;
+  /** An address was tried, or none was found; a string says why it failed. */
+  onTried: (host: HopHost, address: string | null, result: DownstreamSession | string) => void;
 }>;
 
 /** Claim 21's waits grow from `--connect-backoff` up to this. */
 const MAX_BACKOFF_MS = 5_000;
+const UNWATCHED: ConnectWatch = { onTried: () => {} };
 /** Room in a downstream socket before back pressure sets in, octets. */
 export const SOCKET_HIGH_WATER_OCTETS = 128 * 1024;
 
 class ConnectError extends Error {
-  readonly result: ConnectResult;
+  readonly result: ConnectFailure;
   /** The host has said for good that it takes no mail. */
   readonly final: boolean;
+  /** The host has said something. */
+  readonly answered: boolean;
 
-  constructor(result: ConnectResult, message: string, options: { final?: boolean; cause?: unknown } = {}) {
+  constructor(
+    result: ConnectFailure,
+    message: string,
+    options: { final?: boolean; answered?: boolean; cause?: unknown } = {},
+  ) {
     super(message, { cause: options.cause });
     this.result = result;
     this.final = options.final ?? false;
+    this.answered = options.answered ?? false;
   }
 }
 
 class NoHostAnswers extends Error {}
 
 /** Rejects for bugs only. An aborted `signal` gives `unreachable` with the attempts made so far. */
-export async function openSession(nextHop: NextHop, deps: ConnectDeps, signal: AbortSignal): Promise<Opened> {
+export async function openSession(
+  nextHop: NextHop,
+  deps: ConnectDeps,
+  signal: AbortSignal,
+  watch: ConnectWatch = UNWATCHED,
+): Promise<Opened> {
   const hosts = new Set(nextHop.hosts);
   let attempts = 0;
   let lastReason = 'no host to connect to';
+  let answered = false;
+  let failure: ConnectFailure | null = null;
   const attempt = async (attemptNumber: number) => {
     attempts = attemptNumber;
     if (attemptNumber > 1) deps.onRetry();
     for (const host of hosts) {
       try {
-        return await tryHost(host, deps, signal);
+        return await tryHost(host, deps, signal, watch);
       } catch (error) {
         if (!(error instanceof ConnectError)) throw new AbortError(asError(error));
         lastReason = error.message;
+        answered ||= error.answered;
+        if (!signal.aborted) failure = error.result;
         signal.throwIfAborted();
         if (error.final) hosts.delete(host);
       }
     }
-    const failure = new NoHostAnswers(lastReason);
-    throw hosts.size === 0 ? new AbortError(failure) : failure;
+    const noHost = new NoHostAnswers(lastReason);
+    throw hosts.size === 0 ? new AbortError(noHost) : noHost;
   };
   try {
     const { session, host } = await pRetry(attempt, {
@@ -87,23 +135,33 @@ export async function openSession(nextHop: NextHop, deps: ConnectDeps, signal: A
     return { kind: 'open', session, host, attempts };
   } catch (error) {
     if (!signal.aborted && !(error instanceof NoHostAnswers)) throw error;
-    return { kind: 'unreachable', attempts, reason: lastReason };
+    return { kind: 'unreachable', attempts, reason: lastReason, answered, failure };
   }
 }
 
 type HostSession = { session: DownstreamSession; host: HopHost };
 
-async function tryHost(host: HopHost, deps: ConnectDeps, signal: AbortSignal): Promise<HostSession> {
-  const addresses = host.address === null ? await lookUp(host.host, deps, signal) : [host.address];
+async function tryHost(
+  host: HopHost,
+  deps: ConnectDeps,
+  signal: AbortSignal,
+  watch: ConnectWatch,
+): Promise<HostSession> {
+  const addresses = host.address === null ? await lookUp(host, deps, signal, watch) : [host.address];
   let failure = new ConnectError('dns', `${host.host} has no address`);
   for (const address of addresses) {
     try {
-      const session = await tryAddress(host, address, deps, signal);
+      const session = await tryAddress(host, address, deps, signal, watch);
       deps.onResult('ok');
+      const { demand } = host;
+      if (demand?.by === 'mta-sts' && demand.mode === 'testing' && session.unverified !== null)
+        deps.onPolicyFailure?.(demand.domain, host.host, session.unverified);
+      watch.onTried(host, address, session);
       return { session, host };
     } catch (error) {
       if (!(error instanceof ConnectError)) throw error;
       if (!signal.aborted) deps.onResult(error.result);
+      watch.onTried(host, address, error.message);
       failure = error;
       if (error.final || signal.aborted) break;
     }
@@ -111,30 +169,39 @@ async function tryHost(host: HopHost, deps: ConnectDeps, signal: AbortSignal): P
   throw failure;
 }
 
-async function lookUp(name: string, deps: ConnectDeps, signal: AbortSignal): Promise<readonly string[]> {
+async function lookUp(
+  host: HopHost,
+  deps: ConnectDeps,
+  signal: AbortSignal,
+  watch: ConnectWatch,
+): Promise<readonly string[]> {
   try {
-    return await deps.lookup(name, signal);
+    return await deps.lookup(host.host, signal);
   } catch (cause) {
     deps.onResult('dns');
-    throw new ConnectError('dns', `no address for ${name}`, { cause });
+    const failure = new ConnectError('dns', `no address for ${host.host}`, { cause });
+    watch.onTried(host, null, failure.message);
+    throw failure;
   }
 }
 
-async function tryAddress(host: HopHost, address: string, deps: ConnectDeps, signal: AbortSignal) {
+async function tryAddress(
+  host: HopHost,
+  address: string,
+  deps: ConnectDeps,
+  signal: AbortSignal,
+  watch: ConnectWatch,
+) {
   try {
-    return await openAt(host, address, deps, signal, startTlsOf(host));
+    return await openAt(host, address, deps, signal, startTlsOf(host), watch);
   } catch (error) {
     const failedTls = error instanceof ConnectError && error.result === 'tls';
     // RFC 7435: opportunistic security protects where it can, and delivers where it can't.
     if (!failedTls || host.tls !== 'opportunistic' || host.protocol === 'smtps') throw error;
     deps.onResult('tls');
-    return await openAt(host, address, deps, signal, 'ignore');
+    watch.onTried(host, address, `${error.message}; again in clear`);
+    return await openAt(host, address, deps, signal, 'ignore', watch);
   }
-}
-
-function startTlsOf(host: HopHost): SessionOptions['startTls'] {
-  if (host.protocol === 'smtps' || host.tls === 'off') return 'ignore';
-  return host.tls === 'opportunistic' ? 'if-offered' : 'required';
 }
 
 async function openAt(
@@ -143,12 +210,18 @@ async function openAt(
   deps: ConnectDeps,
   signal: AbortSignal,
   startTls: SessionOptions['startTls'],
+  watch: ConnectWatch,
 ): Promise<DownstreamSession> {
   const { config } = deps;
   const tlsOptions = tlsOptionsOf(host);
+  const { introduction } = deps;
   const plain = await dial({ host: address, port: host.port }, config.connectTimeoutMs, signal);
+  // proxy-protocol.txt §2: before anything else, in one piece.
+  if (introduction?.kind === 'proxy') plain.write(proxyHeaderFor(introduction.client, plain));
+  watch.onStep?.('connect');
   const secured = host.protocol === 'smtps';
   const socket = secured ? await secure(plain, tlsOptions, config.connectTimeoutMs, signal) : plain;
+  if (secured) watch.onStep?.('tls');
   try {
     return await DownstreamSession.open(
       {
@@ -159,36 +232,32 @@ async function openAt(
         name: config.hostname,
         startTls,
         tls: tlsOptions,
+        peerProblem: peerProblemOf(host),
         auth: host.auth,
         // `tls=off` is the operator's word that this path is safe; a loopback address is.
         authInClear: host.tls === 'off' || isLoopback(address),
         greetingTimeoutMs: config.greetingTimeoutMs,
         commandTimeoutMs: config.commandTimeoutMs,
         onReply: deps.onReply,
+        introduction,
       },
       signal,
     );
   } catch (error) {
-    if (error instanceof OpenError) throw asConnectError(error);
+    if (error instanceof OpenError) throw asConnectError(error, host);
     throw error;
   }
 }
 
-const RESULT_OF_PHASE: Partial<Record<ReplyPhase, ConnectResult>> = { starttls: 'tls' };
+const RESULT_OF_PHASE: Partial<Record<ReplyPhase, ConnectFailure>> = { starttls: 'tls' };
 
-function asConnectError(error: OpenError): ConnectError {
+function asConnectError(error: OpenError, host: HopHost): ConnectError {
+  const problem = error.phase === 'starttls' ? certificateProblem(error.cause) : null;
+  if (problem !== null) return new ConnectError('tls', `${host.host}: ${problem}`, { cause: error });
   const result = RESULT_OF_PHASE[error.phase] ?? (error.timedOut ? 'timeout' : 'greeting');
   const permanent = error.reply !== null && replyClass(error.reply) === 5;
-  return new ConnectError(result, error.message, { final: permanent && result !== 'tls', cause: error });
-}
-
-function tlsOptionsOf(host: HopHost): ConnectionOptions {
-  return {
-    host: host.host,
-    // RFC 6066 §3: an address is no server name.
-    ...(net.isIP(host.host) === 0 ? { servername: host.host } : {}),
-    rejectUnauthorized: host.tls === 'verify',
-  };
+  const final = permanent && result !== 'tls' && !(error instanceof IntroductionError);
+  return new ConnectError(result, error.message, { final, answered: error.reply !== null, cause: error });
 }
 
 function dial(to: { host: string; port: number }, timeoutMs: number, signal: AbortSignal): Promise<Socket> {
@@ -213,7 +282,7 @@ function settled(
   signal: AbortSignal,
   to: string,
 ): Promise<Socket> {
-  const failed: ConnectResult = event === 'secureConnect' ? 'tls' : 'refused';
+  const failed: ConnectFailure = event === 'secureConnect' ? 'tls' : 'refused';
   return new Promise((resolve, reject) => {
     const finish = (error: ConnectError | null) => {
       clearTimeout(timer);
@@ -249,7 +318,7 @@ function describe(to: string, cause: NodeJS.ErrnoException): string {
     case 'ENETUNREACH':
       return `${to} can't be reached`;
     default:
-      return `${to}: ${cause.code ?? 'connection failed'}`;
+      return `${to}: ${certificateProblem(cause) ?? cause.code ?? 'connection failed'}`;
   }
 }
 

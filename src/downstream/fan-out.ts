@@ -5,6 +5,7 @@
 // (`independent`), only that leg is dropped, and the others go on.
 
 import { END_OF_DATA } from '../smtp/wire.ts';
+import type { FailureCause } from './health.ts';
 import type { Leg } from './leg.ts';
 import type { Outcome } from './outcome.ts';
 
@@ -92,7 +93,8 @@ export class FanOut {
 
   #dot(leg: Leg, last: Buffer | null): readonly Outcome[] | Promise<readonly Outcome[]> {
     const lost = this.#lost.get(leg);
-    return lost === undefined ? leg.finish(last, this.#deps.ackTimeoutMs) : leg.recipients.map(() => lost);
+    if (lost !== undefined) return leg.recipients.map(() => lost);
+    return leg.finish(last, this.#deps.ackTimeoutMs, this.bytesOut / this.legs.length);
   }
 
   #writeToAll(pieces: readonly Buffer[]): boolean {
@@ -115,7 +117,7 @@ export class FanOut {
     if (this.failure !== null || live.every((leg) => leg.unsentBytes === 0)) return;
     const waiting = new Set(live);
     const timer = setTimeout(() => {
-      for (const leg of waiting) this.#fail(leg, stalled(leg));
+      for (const leg of waiting) this.#fail(leg, stalled(leg), 'timeout');
     }, this.#deps.dataTimeoutMs);
     const each = live.map(async (leg) => {
       await ready(leg);
@@ -131,8 +133,9 @@ export class FanOut {
     for (const piece of pieces) this.bytesOut += piece.length * this.legs.length;
   }
 
-  #fail(leg: Leg, outcome: Outcome): void {
+  #fail(leg: Leg, outcome: Outcome, cause?: FailureCause): void {
     if (this.failure !== null || this.#lost.has(leg)) return;
+    leg.failedInBody(outcome, cause);
     if (this.#deps.independent) {
       this.#lost.set(leg, outcome);
       return leg.drop();

@@ -1,22 +1,29 @@
 // One downstream session of one transaction, from the first recipient that needs it to the reply to its final dot.
 // A peer's refusal is a value; a leg whose session is lost says so once and answers every later call accordingly.
 // Owns its session: drop() destroys it without a dot, release() ends it politely when no message is under way.
+import type { ForwardClient } from '../config.ts';
 import type { DurationPhase } from '../metrics.ts';
 import type { NextHop } from '../routing/routes.ts';
 import { type Capabilities, mailCommand, rcptCommand, refusalBeforeMail } from '../smtp/capabilities.ts';
-import type { Recipient, Sender } from '../smtp/envelope.ts';
+import type { Recipient, Submission } from '../smtp/envelope.ts';
 import { legLost, nextHopUnreachable, passOn, type Reply, recipientOk, replyClass } from '../smtp/reply.ts';
-import { type ConnectDeps, type Opened, openSession } from './connect.ts';
+import { brief, inFull, type LegEvent, type TimeLine } from '../time-line.ts';
+import { type ConnectDeps, type ConnectWatch, type Opened, openSession } from './connect.ts';
+import { type Introduction, introductionTo, xforwardCommands } from './forward-client.ts';
+import type { FailureCause, FailurePhase, HopHealth, NextHopHealth } from './health.ts';
 import { type Outcome, outcomeOf } from './outcome.ts';
 import type { KeptSession, SessionPool } from './pool.ts';
 import type { DownstreamSession, Exchange } from './session.ts';
 
 export type LegDeps = Readonly<{
+  /** Speaks for nobody. */
   connect: ConnectDeps;
+  forwardClient: ForwardClient;
   /** Milliseconds, monotonic. */
   now: () => number;
   onPhase: (phase: DurationPhase, seconds: number) => void;
   pool: SessionPool;
+  health: NextHopHealth;
   /** What the next hop turned out to offer. */
   onOpened: (nextHop: NextHop, offered: Capabilities) => void;
 }>;
@@ -28,11 +35,15 @@ export class Leg {
   /** Where the leg is, for /status and the log. */
   phase: 'connect' | 'envelope' | 'data' | 'body' | 'dot' | 'done' = 'connect';
 
-  readonly #sender: Sender;
+  readonly #submission: Submission;
   readonly #deps: LegDeps;
+  /** What the next hop is told of the client; null: nothing. */
+  readonly #introduction: Introduction | null;
+  readonly #health: HopHealth;
   /** Ends the connecting; null while there is none. */
   #connecting: AbortController | null = null;
   #dropped = false;
+  #answered = false;
   #opened: Promise<Opened>;
   /** What #opened has settled to. */
   #ready: Opened | null = null;
@@ -45,14 +56,33 @@ export class Leg {
   /** Where the peer doesn't pipeline: settles when the last command was answered. */
   #turn: Promise<unknown> = Promise.resolve();
   #finalReplies: Promise<Exchange>[] = [];
+  /** Every recipient hears of a lost session, but it is one failure. */
+  #lossNoted = false;
   #phaseBegan: number;
+  readonly #line: TimeLine | null;
+  /** Which of the time line's legs. */
+  readonly #nth: number;
 
-  constructor(nextHop: NextHop, sender: Sender, deps: LegDeps) {
+  constructor(nextHop: NextHop, submission: Submission, deps: LegDeps, line: TimeLine | null = null) {
     this.nextHop = nextHop;
-    this.#sender = sender;
+    this.#submission = submission;
     this.#deps = deps;
+    this.#introduction = introductionTo(nextHop, deps.forwardClient, submission.client);
+    this.#line = line;
+    this.#nth = line?.addLeg(nextHop.label) ?? 0;
     this.#phaseBegan = deps.now();
-    this.#opened = this.#open(deps.pool.take(nextHop));
+    const kept = deps.pool.take(nextHop, this.#identity);
+    this.#health = kept?.health ?? deps.health.of(nextHop);
+    this.#opened = this.#open(kept);
+  }
+
+  get #identity(): string {
+    return this.#introduction?.identity ?? '';
+  }
+
+  /** The next hop is there: a session was opened, or the client that it was told of is what it has refused. */
+  get reached(): boolean {
+    return this.session !== null || (this.#introduction !== null && this.#answered);
   }
 
   /** Null while connecting, or when the next hop is unreachable. */
@@ -83,7 +113,7 @@ export class Leg {
     }
     const { session } = opened;
     if (this.#senderRefused !== null) return this.#senderRefused;
-    const refusal = refusalBeforeMail(this.#sender.params, session.capabilities);
+    const refusal = refusalBeforeMail(this.#submission.sender.params, session.capabilities);
     if (refusal !== null) return refusal;
     if (session.capabilities.pipelining) return this.#envelope(session, recipient);
     const turn = this.#turn.then(() => this.#envelope(session, recipient));
@@ -94,19 +124,31 @@ export class Leg {
   /** DATA at the next hop. Null when it answered 354 and waits for the body. */
   async startData(): Promise<Outcome | null> {
     const { session } = this;
-    if (session === null || session.lost !== null) return this.#lostOutcome('data', false);
-    this.#enter('data');
+    if (session === null || session.lost !== null) {
+      if (session !== null) this.#noteLoss('data');
+      this.#mark('lost', this.#deps.now(), session?.lost?.detail);
+      return this.#lostOutcome('data', false);
+    }
+    this.#mark('data', this.#enter('data', this.#deps.now()));
     const exchange = await session.exchange([{ phase: 'data', line: 'DATA' }])[0]!;
-    this.#timed('data');
-    if (exchange.kind === 'lost') return this.#lostOutcome('data', false);
+    const at = this.#timed('data');
+    this.#markReply('data-reply', at, exchange);
+    if (exchange.kind === 'lost') {
+      this.#noteLoss('data');
+      return this.#lostOutcome('data', false);
+    }
     if (exchange.reply.code === 354) {
       this.#finalReplies = session.expectFinalReplies(this.#isLmtp ? this.recipients.length : 1);
-      this.#enter('body');
+      this.#enter('body', at);
       return null;
     }
     const outcome = outcomeOf(exchange.reply);
-    if (outcome !== null && outcome.kind !== 'accepted') return outcome;
+    if (outcome !== null && outcome.kind !== 'accepted') {
+      this.#health.refused(this.#deps.now());
+      return outcome;
+    }
     // Neither 354 nor a refusal: what the peer would make of the body is anybody's guess.
+    this.#noteLoss('data');
     this.drop();
     return this.#lostOutcome('data', false);
   }
@@ -117,24 +159,41 @@ export class Leg {
    */
   async spokeEarly(): Promise<Outcome> {
     const exchange = await this.#finalReplies[0]!;
+    if (this.phase === 'body') this.#markReply('reply', this.#deps.now(), exchange);
     const outcome = exchange.kind === 'reply' ? outcomeOf(exchange.reply) : null;
     if (outcome === null || outcome.kind === 'accepted') return this.#lostOutcome('body', false);
     return outcome;
   }
 
-  /** Sends the final dot, with `last` before it in the same write, and waits for what the next hop says to it. */
-  async finish(last: Buffer | null, ackTimeoutMs: number): Promise<readonly Outcome[]> {
-    this.#timed('body');
-    this.#enter('dot');
+  /**
+   * Sends the final dot, with `last` before it in the same write, and waits for what the next hop says to it.
+   * @param octets of the message as it was sent, for the time line
+   */
+  async finish(last: Buffer | null, ackTimeoutMs: number, octets: number): Promise<readonly Outcome[]> {
+    this.#mark('end-of-data', this.#enter('dot', this.#timed('body')), octets);
     this.session?.endOfData(last, ackTimeoutMs);
     const outcomes: Outcome[] = [];
-    for (const exchange of this.#finalReplies) outcomes.push(this.#finalOutcome(await exchange));
-    this.#timed('dot');
-    this.#enter('done');
+    let at = this.#phaseBegan;
+    for (const reply of this.#finalReplies) {
+      const exchange = await reply;
+      at = this.#deps.now();
+      this.#markReply('reply', at, exchange);
+      outcomes.push(this.#finalOutcome(exchange));
+    }
+    this.#timed('dot', at);
+    this.#enter('done', at);
+    if (outcomes.some(({ kind }) => kind === 'accepted')) this.#health.delivered(at);
+    else if (outcomes.some(({ kind }) => kind !== 'lost')) this.#health.refused(at);
     // SMTP has one reply for all recipients of the leg, LMTP (RFC 2033 §4.2) one for each.
     return this.recipients.map((recipient, at) =>
       this.#withReport(recipient, outcomes[this.#isLmtp ? at : 0]!),
     );
+  }
+
+  /** The leg is out before its dot: a refusal in mid-body, a session lost, or a peer that takes nothing any more. */
+  failedInBody(outcome: Outcome, cause?: FailureCause): void {
+    if (outcome.kind === 'lost') this.#noteLoss('body', cause);
+    else this.#health.refused(this.#deps.now());
   }
 
   /** Destroys the session at once, without a dot, QUIT or RSET; stops connecting. */
@@ -157,24 +216,50 @@ export class Leg {
 
   async #open(kept: KeptSession | null): Promise<Opened> {
     this.#reused = kept !== null;
-    if (kept !== null)
-      return this.#begin(kept, { kind: 'open', session: kept.session, host: kept.host, attempts: 0 });
+    if (kept !== null) {
+      this.#mark('reused', this.#phaseBegan, kept.host.host);
+      const opened = { kind: 'open', session: kept.session, host: kept.host, attempts: 0 } as const;
+      return this.#begin(kept, opened, this.#phaseBegan);
+    }
+    this.#mark('connect', this.#phaseBegan);
     this.#connecting = new AbortController();
     if (this.#dropped) this.#connecting.abort();
-    const opened = await openSession(this.nextHop, this.#deps.connect, this.#connecting.signal);
+    const { signal } = this.#connecting;
+    const introduction = this.#introduction;
+    const connect = introduction === null ? this.#deps.connect : { ...this.#deps.connect, introduction };
+    const opened = await openSession(this.nextHop, connect, signal, this.#watch());
     this.#connecting = null;
-    this.#timed('connect');
-    if (opened.kind === 'unreachable') return opened;
-    const fresh = { session: opened.session, host: opened.host, messages: 0 };
+    const at = this.#timed('connect');
+    if (opened.kind === 'unreachable') {
+      this.#answered = opened.answered;
+      if (opened.failure !== null) this.#health.failed('connect', opened.failure, at);
+      this.#mark('unreachable', at, `${opened.reason} (attempts: ${opened.attempts})`);
+      return opened;
+    }
+    const { session, host } = opened;
+    const fresh = { session, host, messages: 0, identity: this.#identity, health: this.#health };
     this.#deps.pool.opened(this.nextHop, fresh);
     this.#deps.onOpened(this.nextHop, opened.session.capabilities);
-    return this.#begin(fresh, opened);
+    return this.#begin(fresh, opened, at);
   }
 
-  #begin(kept: KeptSession, opened: Opened): Opened {
+  #watch(): ConnectWatch | undefined {
+    if (this.#line === null) return undefined;
+    return {
+      onTried: ({ host, port }, address, result) => {
+        const where = `${host}${address === null || address === host ? '' : ` [${address}]`} port ${port}`;
+        const at = this.#deps.now();
+        if (typeof result === 'string')
+          this.#mark('attempt-failed', at, result.startsWith(host) ? result : `${where}: ${result}`);
+        else this.#mark('connected', at, `${where}, ${result.tlsDescription}`);
+      },
+    };
+  }
+
+  #begin(kept: KeptSession, opened: Opened, at: number): Opened {
     this.#kept = kept;
     this.#ready = opened;
-    this.#enter('envelope');
+    this.#enter('envelope', at);
     if (this.#dropped) kept.session.abort();
     return opened;
   }
@@ -185,12 +270,13 @@ export class Leg {
     this.#ready = null;
     this.#mail = null;
     this.#turn = Promise.resolve();
-    this.#enter('connect');
+    this.#enter('connect', this.#deps.now());
     this.#opened = this.#open(null);
   }
 
   async #envelope(session: DownstreamSession, recipient: Recipient): Promise<Reply> {
     const { capabilities } = session;
+    const { sender } = this.#submission;
     const began = this.#deps.now();
     const rcpt = {
       phase: 'rcpt',
@@ -198,21 +284,29 @@ export class Leg {
     } as const;
     const mail = {
       phase: 'mail',
-      line: mailCommand(this.#sender.mailbox, this.#sender.params, capabilities),
+      line: mailCommand(sender.mailbox, sender.params, capabilities),
     } as const;
     let answer: Promise<Exchange>;
+    const isFirst = this.#mail === null;
+    if (isFirst) this.#mark('mail', began);
+    if (capabilities.pipelining) this.#mark('rcpt', began, recipient.mailbox.address);
     if (this.#mail === null && capabilities.pipelining) {
-      // RFC 2920 §3.1: MAIL and the first RCPT in one write.
-      const [toMail, toRcpt] = session.exchange([mail, rcpt]);
-      this.#mail = toMail!;
-      answer = toRcpt!;
+      // RFC 2920 §3.1: MAIL and the first RCPT in one write, with XFORWARD before them.
+      const before = this.#introduction?.kind === 'xforward' ? this.#xforward(session) : NOTHING;
+      const replies = session.exchange(before.length === 0 ? [mail, rcpt] : [...before, mail, rcpt]);
+      this.#mail = replies[before.length]!;
+      answer = replies[before.length + 1]!;
     } else {
-      this.#mail ??= session.exchange([mail])[0]!;
+      this.#mail ??=
+        this.#introduction?.kind === 'xforward'
+          ? inTurn(session, [...this.#xforward(session), mail])
+          : session.exchange([mail])[0]!;
       answer =
         capabilities.pipelining || positive(await this.#mail) ? session.exchange([rcpt])[0]! : this.#mail;
     }
     const mailExchange = await this.#mail;
-    this.#deps.onPhase('mail', this.#since(began));
+    const mailAt = this.#timed('mail', this.#deps.now(), began);
+    if (isFirst) this.#markReply('mail-reply', mailAt, mailExchange);
     if (isGone(mailExchange) && (this.#reused || session !== this.session)) {
       if (session === this.session) this.#openAfresh();
       return await this.addRecipient(recipient);
@@ -222,17 +316,28 @@ export class Leg {
       void this.release();
       return this.#senderRefused;
     }
+    if (!capabilities.pipelining) this.#mark('rcpt', mailAt, recipient.mailbox.address);
     const exchange = await answer;
-    this.#deps.onPhase('rcpt', this.#since(began));
+    this.#markReply('rcpt-reply', this.#timed('rcpt', this.#deps.now(), began), exchange);
     if (!positive(exchange)) return this.#refusal(exchange, 'rcpt');
     this.recipients.push(recipient);
     return recipientOk();
   }
 
+  /** Before each MAIL (Postfix's XFORWARD_README). Whatever the next hop says to it: it is for the log. */
+  #xforward(session: DownstreamSession): readonly Command[] {
+    const { client, id } = this.#submission;
+    return xforwardCommands(client, id, session.offers).map((line) => ({ phase: 'mail', line }));
+  }
+
   /** What the upstream's RCPT gets when the next hop did not say 2xx to MAIL or RCPT. */
   #refusal(exchange: Exchange, phase: 'mail' | 'rcpt'): Reply {
     const passed = exchange.kind === 'reply' ? passOn(exchange.reply) : null;
-    if (passed !== null) return passed;
+    if (passed !== null) {
+      this.#health.refused(this.#deps.now());
+      return passed;
+    }
+    this.#noteLoss(phase);
     this.drop();
     return legLost(this.nextHop.label, phase);
   }
@@ -240,6 +345,7 @@ export class Leg {
   #finalOutcome(exchange: Exchange): Outcome {
     const outcome = exchange.kind === 'reply' ? outcomeOf(exchange.reply) : null;
     if (outcome !== null) return outcome;
+    this.#noteLoss('dot');
     // Where a peer that talks nonsense stands, nobody knows: it gets no further message.
     this.drop();
     return this.#lostOutcome('dot', true);
@@ -251,22 +357,56 @@ export class Leg {
     return { ...outcome, relayed: true };
   }
 
+  /** Before the leg is dropped: what we have ended ourselves is no failure of the next hop's. */
+  #noteLoss(phase: FailurePhase, known?: FailureCause): void {
+    const cause = known ?? this.session?.lost?.cause ?? 'protocol';
+    if (cause === 'aborted' || this.#lossNoted) return;
+    this.#lossNoted = true;
+    this.#health.failed(phase, cause, this.#deps.now());
+  }
+
   #lostOutcome(phase: string, dotSent: boolean): Outcome {
     return { kind: 'lost', nextHop: this.nextHop.label, phase, dotSent };
   }
 
-  #enter(phase: Leg['phase']): void {
+  /** Gives the time. */
+  #enter(phase: Leg['phase'], at: number): number {
     this.phase = phase;
-    this.#phaseBegan = this.#deps.now();
+    this.#phaseBegan = at;
+    return at;
   }
 
-  #timed(phase: DurationPhase): void {
-    this.#deps.onPhase(phase, this.#since(this.#phaseBegan));
+  /** Gives the time at which the phase ended. */
+  #timed(phase: DurationPhase, at = this.#deps.now(), began = this.#phaseBegan): number {
+    this.#deps.onPhase(phase, (at - began) / 1000);
+    return at;
   }
 
-  #since(began: number): number {
-    return (this.#deps.now() - began) / 1000;
+  #mark(event: LegEvent, at: number, detail: number | string | null = null): void {
+    if (this.#line !== null) this.#line.leg(this.#nth, event, at, detail);
   }
+
+  #markReply(event: LegEvent, at: number, exchange: Exchange): void {
+    if (this.#line === null) return;
+    if (exchange.kind === 'lost') this.#line.leg(this.#nth, 'lost', at, exchange.detail);
+    // The next hop's own id for the message stands in its final reply.
+    else
+      this.#line.leg(
+        this.#nth,
+        event,
+        at,
+        event === 'reply' ? inFull(exchange.reply) : brief(exchange.reply),
+      );
+  }
+}
+
+type Command = Readonly<{ phase: 'mail'; line: string }>;
+const NOTHING: readonly Command[] = [];
+
+/** Each when the one before was answered. @returns what is said to the last */
+async function inTurn(session: DownstreamSession, commands: readonly Command[]): Promise<Exchange> {
+  for (const command of commands.slice(0, -1)) await session.exchange([command])[0];
+  return await session.exchange(commands.slice(-1))[0]!;
 }
 
 /** The peer closes the session, with or without a word (RFC 5321 §3.8). */

@@ -1,7 +1,8 @@
 // One SMTP or LMTP client session with a next hop, driven phase by phase: open, MAIL, RCPT, DATA, body, final dot.
 //
-// smtp-connection does the connection's setup (greeting, EHLO, STARTTLS, AUTH). Its send() bundles the envelope, DATA
-// and restuffing, so from then on this subclass reads the replies itself, and writes commands and wire bytes verbatim.
+// smtp-connection does the connection's setup (greeting, EHLO, STARTTLS, AUTH), with XCLIENT in between where asked for.
+// Its send() bundles the envelope, DATA and restuffing, so from then on this subclass reads the replies itself, and
+// writes commands and wire bytes verbatim.
 // Owns its socket and one deadline. A peer that stalls, closes, or talks nonsense makes the session `lost`: every
 // exchange still open settles as lost, the socket is destroyed, and nothing here rejects or throws after open().
 import type { EventEmitter } from 'node:events';
@@ -10,20 +11,27 @@ import { type ConnectionOptions, TLSSocket } from 'node:tls';
 import SMTPConnection from 'smtp-connection';
 import { Deadline } from '../deadline.ts';
 import { type Capabilities, NO_CAPABILITIES, parseCapabilities } from '../smtp/capabilities.ts';
-import { parseReply, type Reply } from '../smtp/reply.ts';
+import { parseReply, type Reply, replyClass } from '../smtp/reply.ts';
 import { END_OF_DATA } from '../smtp/wire.ts';
+import { heloOf, type Introduction, xclientCommands } from './forward-client.ts';
 
 /** The members of smtp-connection's class (nodemailer 10.6.1) that this subclass stands on; see its contract test. */
 interface SmtpConnectionInternals {
   _socket: Socket | false;
   /** EHLO lines after the first, without codes; unset after a HELO. */
   _ehloLines?: string[];
+  /** What is to be done with the replies due, while the library reads. */
+  _responseActions: ((text: string) => void)[];
+  _supportedAuth: string[];
+  allowsAuth: boolean;
   secure: boolean;
   connect(callback: (error?: Error) => void): void;
   login(auth: { user: string; pass: string }, callback: (error: Error | null) => void): void;
   close(): void;
   _onError(error: Error, code: string, reply: string | false, command: string): void;
   _onData(chunk: Buffer): void;
+  _sendCommand(line: string): void;
+  _parseEhloExtensions(reply: string): void;
   _actionGreeting(reply: string): void;
   _actionEHLO(reply: string): void;
   _actionHELO(reply: string): void;
@@ -56,12 +64,15 @@ export type SessionOptions = Readonly<{
   name: string;
   startTls: 'ignore' | 'if-offered' | 'required';
   tls: ConnectionOptions;
+  /** What is wrong with the peer beyond what the TLS library checks; null where nothing is asked for. */
+  peerProblem: ((socket: TLSSocket) => string | null) | null;
   auth: Readonly<{ user: string; pass: string }> | null;
   /** Credentials may go over a connection without TLS. */
   authInClear: boolean;
   greetingTimeoutMs: number;
   commandTimeoutMs: number;
   onReply: (phase: ReplyPhase, reply: Reply | null) => void;
+  introduction: Introduction | null;
 }>;
 
 /** Why a session could not be opened; `reply` is the peer's, where it gave one. */
@@ -77,6 +88,9 @@ export class OpenError extends Error {
     this.timedOut = timedOut;
   }
 }
+
+/** The server doesn't let us speak for the client; it may well take other mail. */
+export class IntroductionError extends OpenError {}
 
 /** What smtp-connection adds to the errors that it emits. */
 type PeerError = Error & { code?: string; response?: string };
@@ -142,7 +156,7 @@ export class DownstreamSession extends Base {
   }
 
   /**
-   * Greeting, EHLO (or LHLO, HELO), STARTTLS and AUTH as the options ask.
+   * Greeting, EHLO (or LHLO, HELO), STARTTLS, XCLIENT and AUTH as the options ask.
    * @throws OpenError, with the socket destroyed
    */
   static async open(options: SessionOptions, signal: AbortSignal): Promise<DownstreamSession> {
@@ -151,6 +165,9 @@ export class DownstreamSession extends Base {
     signal.addEventListener('abort', onAbort, { once: true });
     try {
       await session.#connect();
+      session.#judgePeer();
+      // Before AUTH, which the server forgets at XCLIENT.
+      if (options.introduction?.kind === 'xclient') await session.#introduce(options.introduction);
       if (options.auth !== null) await session.#authenticate(options.auth);
       session.#deadline.lift();
       session.#open = true;
@@ -176,6 +193,14 @@ export class DownstreamSession extends Base {
     if (!(socket instanceof TLSSocket)) return 'no TLS';
     const trust = socket.authorized ? 'certificate valid' : 'certificate not verified';
     return `${socket.getProtocol() ?? 'TLS'} ${socket.getCipher()?.name ?? ''}, ${trust}`;
+  }
+
+  /** Why nobody has vouched for the peer: no TLS, or what is wrong with its certificate; null when it is verified. */
+  get unverified(): string | null {
+    const socket = this._socket;
+    if (!(socket instanceof TLSSocket)) return 'no TLS';
+    // The type says Error; Node gives the code.
+    return socket.authorized ? null : String(socket.authorizationError);
   }
 
   /** Bytes written and not yet handed to the kernel. */
@@ -320,6 +345,14 @@ export class DownstreamSession extends Base {
     super._actionSTARTTLS(text);
   }
 
+  /** Nothing but EHLO has been said by now. */
+  #judgePeer(): void {
+    const { peerProblem, host } = this.#options;
+    if (peerProblem === null) return;
+    const problem = this._socket instanceof TLSSocket ? peerProblem(this._socket) : 'there is no TLS';
+    if (problem !== null) throw new OpenError('starttls', `${host}: ${problem}`, null, false);
+  }
+
   #connect(): Promise<void> {
     return new Promise((resolve, reject) => {
       this.#deadline.set(this.#options.greetingTimeoutMs);
@@ -337,6 +370,41 @@ export class DownstreamSession extends Base {
     const lost = error === null ? this.lost : lossOf(error);
     const what = reply === null ? (lost?.detail ?? 'connection closed') : `refused with ${reply.code}`;
     return new OpenError(this.#phase, `${what} (${this.#phase})`, reply, lost?.cause === 'timeout', error);
+  }
+
+  /** XCLIENT, after which the server greets as it would greet the client, who says EHLO (Postfix's XCLIENT_README). */
+  async #introduce({ client }: Introduction): Promise<void> {
+    const lines = xclientCommands(client, this.offers);
+    if (lines.length === 0)
+      throw new IntroductionError('greeting', 'XCLIENT ADDR is not offered', null, false);
+    for (const line of lines) await this.#setUp('greeting', line, 'XCLIENT', (reply) => reply.code === 220);
+    const { lmtp, name } = this.#options;
+    const hello = `${lmtp ? 'LHLO' : 'EHLO'} ${heloOf(client) ?? name}`;
+    const text = await this.#setUp('ehlo', hello, 'EHLO after XCLIENT', (reply) => replyClass(reply) === 2);
+    // What was offered to us need not be offered to the client.
+    this._supportedAuth = [];
+    this.allowsAuth = false;
+    this._parseEhloExtensions(text);
+    this.capabilities = parseCapabilities(this.offers);
+  }
+
+  /** A command while the library reads. @throws IntroductionError when the reply isn't `good` */
+  #setUp(phase: ReplyPhase, line: string, what: string, good: (reply: Reply) => boolean): Promise<string> {
+    this.#enter(phase);
+    return new Promise((resolve, reject) => {
+      const refuse = (detail: string, reply: Reply | null) =>
+        reject(new IntroductionError(phase, detail, reply, this.lost?.cause === 'timeout', this.#error));
+      const onEnd = () => refuse(`${this.lost?.detail ?? 'connection lost'} (${what})`, null);
+      this.once('end', onEnd);
+      this._responseActions.push((text) => {
+        this.off('end', onEnd);
+        this.#observe(phase, text);
+        const reply = parseReply(text);
+        if (reply !== null && good(reply)) resolve(text);
+        else refuse(`refused ${what} with ${reply?.code ?? 'nonsense'}`, reply);
+      });
+      this._sendCommand(line);
+    });
   }
 
   #authenticate(auth: { user: string; pass: string }): Promise<void> {

@@ -1,13 +1,19 @@
-// Metrics, health and status for operators (INTERFACE.md, HTTP); from memory, never from a peer.
-// What changes anything is taken from loopback alone.
+// Metrics, health, status and the page for operators (INTERFACE.md, HTTP); from memory, never from a peer.
+// What changes anything, or tells addresses unasked, is for this machine alone (guard.ts).
 import { once } from 'node:events';
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { mayBeRebound, whyNotLocal } from './guard.ts';
+import { loadPage, type PageFile } from './page.ts';
 
 export type HttpSources = Readonly<{
   metrics: () => Promise<{ contentType: string; text: string }>;
   ready: () => boolean;
   status: () => unknown;
+  /** How a transaction went, with addresses; null where it isn't known (any more). */
+  trace: (id: string) => unknown;
+  /** --http-details: there are addresses in the status. */
+  details: () => boolean;
   /** Claim 10's manual switch. */
   setFastPath: (enabled: boolean) => void;
   /** Settles when new transactions run so. Rejects with what is wrong. */
@@ -20,14 +26,21 @@ const MAX_CONNECTIONS = 100;
 const REQUEST_TIMEOUT_MS = 10_000;
 const MAX_BODY_OCTETS = 1024;
 const JSON_TYPE = 'application/json; charset=utf-8';
+const COMMON_HEADERS = {
+  'x-content-type-options': 'nosniff',
+  'cross-origin-resource-policy': 'same-origin',
+};
+
+type Page = ReadonlyMap<string, PageFile>;
 
 /** @throws the system's error (EADDRINUSE, EACCES) */
 export async function startHttp(
   at: { host: string; port: number },
   sources: HttpSources,
 ): Promise<HttpServer> {
+  const page = await loadPage();
   const server = createServer((request, response) => {
-    respond(request, response, sources).catch(() => response.destroy());
+    respond(request, response, sources, page).catch(() => response.destroy());
   });
   server.maxConnections = MAX_CONNECTIONS;
   server.requestTimeout = REQUEST_TIMEOUT_MS;
@@ -41,11 +54,13 @@ async function respond(
   request: IncomingMessage,
   response: ServerResponse,
   sources: HttpSources,
+  page: Page,
 ): Promise<void> {
-  const path = (request.url ?? '/').split('?')[0];
+  const path = (request.url ?? '/').split('?')[0]!;
   if (path === '/fast-path' || path === '/mode') return await change(request, response, sources, path);
   if (request.method !== 'GET' && request.method !== 'HEAD')
     return send(response, 405, 'only GET and HEAD\n');
+  if (path.startsWith('/trace/')) return trace(request, response, sources, path.slice('/trace/'.length));
   switch (path) {
     case '/metrics': {
       const { contentType, text } = await sources.metrics();
@@ -56,12 +71,24 @@ async function respond(
     case '/readyz':
       return sources.ready() ? send(response, 200, 'ready\n') : send(response, 503, 'not ready\n');
     case '/status':
+      if (sources.details() && mayBeRebound(request))
+        return send(response, 403, 'with --http-details, Host must be an address or localhost\n');
       return send(response, 200, `${JSON.stringify(sources.status())}\n`, JSON_TYPE);
-    case '/':
-      return send(response, 200, 'cutthrough: /metrics /healthz /readyz /status\n');
-    default:
-      return send(response, 404, 'not found; there are /metrics /healthz /readyz /status\n');
+    default: {
+      const file = page.get(path);
+      if (file !== undefined) return sendFile(request, response, file);
+      return send(response, 404, 'not found; there are / /metrics /healthz /readyz /status\n');
+    }
   }
+}
+
+/** For `cutthrough trace`: it shows addresses, so it is for this machine alone. */
+function trace(request: IncomingMessage, response: ServerResponse, sources: HttpSources, id: string): void {
+  const refusal = whyNotLocal(request);
+  if (refusal !== null) return send(response, 403, `${refusal}\n`);
+  const found = sources.trace(id);
+  if (found === null) return send(response, 404, 'no such transaction among the last ones\n');
+  send(response, 200, `${JSON.stringify(found)}\n`, JSON_TYPE);
 }
 
 /** What changes the proxy is done from this machine alone. */
@@ -72,7 +99,8 @@ async function change(
   path: '/fast-path' | '/mode',
 ): Promise<void> {
   if (request.method !== 'POST') return send(response, 405, 'only POST\n');
-  if (!isLoopback(request.socket.remoteAddress ?? '')) return send(response, 403, 'only from loopback\n');
+  const refusal = whyNotLocal(request);
+  if (refusal !== null) return send(response, 403, `${refusal}\n`);
   const body = await readJson(request);
   if (body === null)
     return send(response, 400, `expected a JSON object of at most ${MAX_BODY_OCTETS} octets\n`);
@@ -108,8 +136,17 @@ async function readJson(request: IncomingMessage): Promise<Readonly<Record<strin
   }
 }
 
-function isLoopback(address: string): boolean {
-  return address === '::1' || /^(::ffff:)?127\./.test(address);
+function sendFile(request: IncomingMessage, response: ServerResponse, file: PageFile): void {
+  const headers: Record<string, string | number> = { ...COMMON_HEADERS, ...file.headers };
+  if (request.headers['if-none-match'] === file.etag) {
+    response.writeHead(304, headers).end();
+    return;
+  }
+  const zips = /\bgzip\b(?!;q=0(\.0*)?(,|$))/.test(String(request.headers['accept-encoding'] ?? ''));
+  const body = zips ? file.gzipped : file.body;
+  if (zips) headers['content-encoding'] = 'gzip';
+  response.writeHead(200, { ...headers, 'content-length': body.length });
+  response.end(request.method === 'HEAD' ? undefined : body);
 }
 
 function send(
@@ -119,6 +156,7 @@ function send(
   type = 'text/plain; charset=utf-8',
 ): void {
   response.writeHead(code, {
+    ...COMMON_HEADERS,
     'content-type': type,
     'content-length': Buffer.byteLength(body),
     'cache-control': 'no-store',

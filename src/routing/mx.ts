@@ -9,21 +9,32 @@
 import { Resolver } from 'node:dns/promises';
 import { isIP } from 'node:net';
 import { toDomain } from '../option-kinds.ts';
-import { canonicalAddress, forbiddenReason, networkSet } from './networks.ts';
+import { canonicalAddress, forbiddenUnless } from './networks.ts';
 
 /** The queries in use. They reject with an Error whose `code` is as in node:dns. */
 export interface DnsClient {
   resolveMx(name: string): Promise<readonly MxRecord[]>;
   resolve4(name: string): Promise<readonly AddressRecord[]>;
   resolve6(name: string): Promise<readonly AddressRecord[]>;
+  /** Each record in its strings. */
+  resolveTxt(name: string): Promise<readonly (readonly string[])[]>;
 }
 
-type MxRecord = Readonly<{ exchange: string; priority: number }>;
-/** `ttl` in seconds. */
-type AddressRecord = Readonly<{ address: string; ttl: number }>;
+/** `secure`: proved by DNSSEC; only a client that can tell says so. */
+type MxRecord = Readonly<{ exchange: string; priority: number; secure?: boolean }>;
+/** `ttl` in seconds. `alias`: the name that has the address, where it isn't the one asked for. */
+type AddressRecord = Readonly<{ address: string; ttl: number; secure?: boolean; alias?: string }>;
 
 /** One address to try. `host` is the mail exchanger's name, or the address of an address literal. */
-export type Candidate = Readonly<{ host: string; address: string; preference: number }>;
+export type Candidate = Readonly<{
+  host: string;
+  address: string;
+  preference: number;
+  /** The way to this address is proved by DNSSEC. */
+  secure: boolean;
+  /** The name that `host` is an alias for. */
+  alias: string | null;
+}>;
 
 export type MxResult =
   /** At least one, in the order to try, no address twice. */
@@ -47,7 +58,7 @@ export type MxResolver = Readonly<{
 }>;
 
 export type MxDeps = Readonly<{
-  dns: DnsClient;
+  dns: MxDns;
   /** CIDRs that the SSRF filter lets through. */
   allow: readonly string[];
   /** Whether a mail exchanger is this host: by its name (`address` null), or by one of its addresses. */
@@ -58,11 +69,13 @@ export type MxDeps = Readonly<{
   random: () => number;
 }>;
 
-type Rules = Pick<MxDeps, 'dns' | 'isOwn'> & Readonly<{ isForbidden: (address: string) => boolean }>;
+type MxDns = Pick<DnsClient, 'resolveMx' | 'resolve4' | 'resolve6'>;
 
-type Exchanger = Readonly<{ host: string; preference: number }>;
-/** A mail exchanger with its addresses, each list in the order of the DNS answer. */
-type Host = Exchanger & Readonly<{ v6: readonly string[]; v4: readonly string[] }>;
+type Rules = Readonly<{ dns: MxDns; isOwn: MxDeps['isOwn']; isForbidden: (address: string) => boolean }>;
+
+type Exchanger = Readonly<{ host: string; preference: number; secure: boolean }>;
+/** A mail exchanger with its addresses, each list in the order of the DNS answer. `secure`: these are, too. */
+type Host = Exchanger & Readonly<{ v6: readonly string[]; v4: readonly string[]; alias: string | null }>;
 /** `ttlMs` is Infinity without an address; `failure` names a query that failed for now. */
 type LookedUpHost = Host & Readonly<{ ttlMs: number; failure: string | null }>;
 
@@ -99,16 +112,12 @@ export function systemDns(servers: readonly string[], timeoutMs = 2_000): DnsCli
     resolveMx: (name) => resolver.resolveMx(name),
     resolve4: (name) => resolver.resolve4(name, { ttl: true }),
     resolve6: (name) => resolver.resolve6(name, { ttl: true }),
+    resolveTxt: (name) => resolver.resolveTxt(name),
   };
 }
 
 export function createMxResolver(deps: MxDeps): MxResolver {
-  const allowed = networkSet(deps.allow);
-  const rules: Rules = {
-    dns: deps.dns,
-    isOwn: deps.isOwn,
-    isForbidden: (address) => forbiddenReason(address) !== null && !allowed.has(address),
-  };
+  const rules: Rules = { dns: deps.dns, isOwn: deps.isOwn, isForbidden: forbiddenUnless(deps.allow) };
   const cache = new Map<string, Cached>();
   const underWay = new Map<string, Promise<Found>>();
 
@@ -144,6 +153,8 @@ export function createMxResolver(deps: MxDeps): MxResolver {
   };
 }
 
+const LITERAL = { preference: 0, v6: [], secure: false, alias: null };
+
 /** RFC 5321 §4.1.3: `[192.0.2.1]` and `[IPv6:2001:db8::1]` are their own mail exchanger. */
 function resolveLiteral(domain: string, { isOwn, isForbidden }: Rules): Found {
   const [, tag, text = ''] = /^\[(IPv6:)?([^%\]]*)\]$/i.exec(domain) ?? [];
@@ -151,7 +162,7 @@ function resolveLiteral(domain: string, { isOwn, isForbidden }: Rules): Found {
   if (address === null) return { kind: 'no-domain' };
   if (isOwn(address, address)) return { kind: 'loop' };
   if (isForbidden(address)) return { kind: 'forbidden' };
-  return { kind: 'hosts', hosts: [{ host: address, preference: 0, v6: [], v4: [address] }] };
+  return { kind: 'hosts', hosts: [{ ...LITERAL, host: address, v4: [address] }] };
 }
 
 async function lookUp(domain: string, rules: Rules): Promise<Lookup> {
@@ -163,7 +174,7 @@ async function lookUp(domain: string, rules: Rules): Promise<Lookup> {
       return temporary(`MX ${domain}: ${mx.code}`);
     case 'no-records': {
       // RFC 5321 §5.1: only without any MX record is the domain its own mail exchanger, with preference 0.
-      const lookup = await lookUpHosts([{ host: domain, preference: 0 }], rules);
+      const lookup = await lookUpHosts([{ host: domain, preference: 0, secure: true }], rules);
       return lookup.found.kind === 'unroutable' ? negative({ kind: 'no-domain' }) : lookup;
     }
     case 'records':
@@ -180,12 +191,13 @@ async function lookUp(domain: string, rules: Rules): Promise<Lookup> {
 /** Sorted by preference, each name once; names that aren't any, IP addresses among them, are no exchangers. */
 function exchangers(records: readonly MxRecord[]): readonly Exchanger[] {
   const best = new Map<string, number>();
+  const secure = records.every((record) => record.secure === true);
   for (const { exchange, priority } of records) {
     // RFC 5321 §5.1: the exchanger is a domain name; an address in its place isn't to be used.
     const host = toDomain(exchange);
     if (host !== null) best.set(host, Math.min(priority, best.get(host) ?? priority));
   }
-  const found = [...best].map(([host, preference]) => ({ host, preference }));
+  const found = [...best].map(([host, preference]) => ({ host, preference, secure }));
   return found.sort((a, b) => a.preference - b.preference || (a.host < b.host ? -1 : 1));
 }
 
@@ -200,9 +212,7 @@ async function lookUpHosts(all: readonly Exchanger[], rules: Rules): Promise<Loo
   if (hosts.length === 0) return negative({ kind: 'loop' });
 
   const permit = (addresses: readonly string[]) => addresses.filter((address) => !isForbidden(address));
-  const permitted = hosts.map(({ host, preference, v6, v4 }) => {
-    return { host, preference, v6: permit(v6), v4: permit(v4) };
-  });
+  const permitted = hosts.map((host) => ({ ...host, v6: permit(host.v6), v4: permit(host.v4) }));
   const failure = hosts.find((host) => host.failure !== null)?.failure ?? null;
   if (permitted.some(hasAddress)) {
     // With a part missing it is asked again soon.
@@ -223,7 +233,7 @@ function betterThanOwn<T extends Exchanger>(list: readonly T[], isOwn: (host: T)
   return list.filter(({ preference }) => preference < own);
 }
 
-async function lookUpHost({ host, preference }: Exchanger, dns: DnsClient): Promise<LookedUpHost> {
+async function lookUpHost({ host, preference, secure }: Exchanger, dns: MxDns): Promise<LookedUpHost> {
   const [aaaa, a] = await Promise.all([answerTo(dns.resolve6(host)), answerTo(dns.resolve4(host))]);
   const records = [aaaa, a].flatMap((answer) => (answer.kind === 'records' ? answer.records : []));
   const canonical = records.map(({ address }) => canonicalAddress(address));
@@ -235,6 +245,8 @@ async function lookUpHost({ host, preference }: Exchanger, dns: DnsClient): Prom
   return {
     host,
     preference,
+    secure: secure && records.every((record) => record.secure === true),
+    alias: records.find(({ alias }) => alias !== undefined)?.alias ?? null,
     v6: addresses.filter((address) => isIP(address) === 6),
     v4: addresses.filter((address) => isIP(address) === 4),
     ttlMs: Math.min(...records.map(({ ttl }) => ttl * 1000)),
@@ -294,8 +306,8 @@ function interleave(v6: readonly string[], v4: readonly string[]): readonly stri
 /** RFC 5321 §5.1: lowest preference first, and at random among equals, to spread the load. */
 function inOrder(hosts: readonly Host[], random: () => number): readonly Candidate[] {
   const sorted = shuffled(hosts, random).sort((a, b) => a.preference - b.preference);
-  return sorted.flatMap(({ host, preference, v6, v4 }) =>
-    interleave(v6, v4).map((address) => ({ host, address, preference })),
+  return sorted.flatMap(({ host, preference, secure, alias, v6, v4 }) =>
+    interleave(v6, v4).map((address) => ({ host, address, preference, secure, alias })),
   );
 }
 

@@ -59,6 +59,12 @@ export function networkSet(cidrs: readonly string[]): NetworkSet {
   };
 }
 
+/** Whether the word of a stranger's DNS is not enough to connect to an address. `allow`: CIDRs of --mx-allow. */
+export function forbiddenUnless(allow: readonly string[]): (address: string) => boolean {
+  const allowed = networkSet(allow);
+  return (address) => forbiddenReason(address) !== null && !allowed.has(address);
+}
+
 /** Null: an ordinary unicast address. An IPv4 address inside an IPv6 one counts like itself. */
 export function forbiddenReason(text: string): ForbiddenReason | null {
   const address = parseAddress(text);

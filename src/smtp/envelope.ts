@@ -7,12 +7,29 @@ export type Recipient = Readonly<{ mailbox: Mailbox; params: RcptParams }>;
 
 /** Who is connected, or who a trusted proxy in between says is: for the Received line, the log and --forward-client. */
 export type Client = Readonly<{
+  /** IPv4 or IPv6; '' where one in between has said that it doesn't know. */
   address: string;
+  /** 0 where it isn't known. */
   port: number;
   /** Its host name, where one in between has told it; we look none up. */
   name: string | null;
+  /** '' where it isn't known. */
   helo: string;
   /** False after HELO. */
   extended: boolean;
   tls: Readonly<{ version: string; cipher: string }> | null;
+  /** The message's id where it comes from, told by XFORWARD. */
+  ident?: string;
+  /** Where it was connected to, if that is known. */
+  localAddress?: string | undefined;
+  localPort?: number | undefined;
 }>;
+
+/** What next hops may be told of a client. */
+export type Origin = Pick<
+  Client,
+  'address' | 'port' | 'name' | 'helo' | 'extended' | 'localAddress' | 'localPort'
+>;
+
+/** A message as those see it who pass it on. `client` is null where it is our own. */
+export type Submission = Readonly<{ id: string; sender: Sender; client: Origin | null }>;

@@ -172,6 +172,8 @@ export const badRecipientSyntax = (text = 'bad recipient address syntax') => rep
 /** RFC 6531 §3.5. */
 export const nonAsciiNeedsSmtputf8 = () => reply(553, '5.6.7', 'a non-ASCII address needs SMTPUTF8');
 export const nextHopLacksSmtputf8 = () => reply(550, '5.6.7', 'the next hop does not offer SMTPUTF8');
+/** XCLIENT and XFORWARD, of a peer that isn't listed. */
+export const announcingDenied = () => reply(550, '5.7.0', 'not permitted');
 export const relayingDenied = () => reply(550, '5.7.1', 'relaying denied');
 export const tooManyRecipients = () => reply(452, '4.5.3', 'too many recipients');
 export const noSuchDomain = () => reply(550, '5.1.2', 'the domain does not exist');
@@ -180,6 +182,12 @@ export const nullMx = () => reply(556, '5.1.10', 'the domain does not accept mai
 export const dnsTemporary = () => reply(451, '4.4.3', 'DNS lookup failed, try again later');
 /** No route at all, or only to addresses that are refused (--mx-allow). */
 export const unroutable = () => reply(550, '5.4.4', 'unable to route to the domain');
+/**
+ * No mail exchanger may be used by the domain's own policy (RFC 8461 §5): temporary, because such a policy can be a
+ * mistake that is put right, and the code that other servers use for a certificate that isn't trusted.
+ */
+export const refusedByPolicy = (reason: string) =>
+  reply(451, '4.7.5', `no mail exchanger may be used: ${reason}`);
 /** RFC 5321 §5.1: the domain's best mail exchanger is this host. */
 export const routingLoop = () =>
   reply(554, '5.4.6', 'routing loop: the mail exchanger of the domain is this host');

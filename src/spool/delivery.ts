@@ -4,7 +4,8 @@ import { FanOut, type FanOutDeps } from '../downstream/fan-out.ts';
 import { Leg, type LegDeps } from '../downstream/leg.ts';
 import { type Outcome, outcomeOf } from '../downstream/outcome.ts';
 import type { NextHop } from '../routing/routes.ts';
-import type { Recipient, Sender } from '../smtp/envelope.ts';
+import type { Recipient, Submission } from '../smtp/envelope.ts';
+import type { TimeLine } from '../time-line.ts';
 
 export type DeliveryDeps = Readonly<{
   leg: LegDeps;
@@ -15,17 +16,19 @@ export type DeliveryDeps = Readonly<{
   onSent: (octets: number) => void;
 }>;
 
-export type Delivery = Readonly<{
-  sender: Sender;
-  recipients: readonly Recipient[];
-  /** Wire form without the final line, from the first octet. */
-  body: () => AsyncIterable<Buffer>;
-}>;
+export type Delivery = Submission &
+  Readonly<{
+    recipients: readonly Recipient[];
+    /** Wire form without the final line, from the first octet. */
+    body: () => AsyncIterable<Buffer>;
+    /** Of the transaction, while it is one. */
+    line?: TimeLine;
+  }>;
 
 export type Delivered = Readonly<{
   /** One for each recipient. */
   outcomes: ReadonlyMap<Recipient, Outcome>;
-  /** False: no session could be opened (claim 21's attempts included). */
+  /** False: the next hop isn't there (claim 21's attempts included). */
   reached: boolean;
 }>;
 
@@ -35,11 +38,12 @@ export type Interrupt = Readonly<{ soft: AbortSignal; hard: AbortSignal }>;
 /** Never rejects. */
 export async function deliver(
   nextHop: NextHop,
-  { sender, recipients, body }: Delivery,
+  delivery: Delivery,
   deps: DeliveryDeps,
   interrupt: Interrupt,
 ): Promise<Delivered> {
-  const leg = new Leg(nextHop, sender, deps.leg);
+  const { recipients, body, line } = delivery;
+  const leg = new Leg(nextHop, delivery, deps.leg, line);
   const outcomes = new Map<Recipient, Outcome>();
   const drop = () => leg.drop();
   const dropBeforeDot = () => {
@@ -58,7 +62,7 @@ export async function deliver(
       const results = await sendBody(leg, body, deps);
       for (const [at, recipient] of leg.recipients.entries()) outcomes.set(recipient, results[at]!);
     }
-    return { outcomes, reached: leg.session !== null };
+    return { outcomes, reached: leg.reached };
   } finally {
     interrupt.soft.removeEventListener('abort', dropBeforeDot);
     interrupt.hard.removeEventListener('abort', drop);

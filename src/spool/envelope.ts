@@ -3,7 +3,7 @@
 import { crc32 } from 'node:zlib';
 import { z } from 'zod';
 import type { Mailbox, RcptParams } from '../smtp/address.ts';
-import type { Sender } from '../smtp/envelope.ts';
+import type { Origin, Sender } from '../smtp/envelope.ts';
 import type { Reply } from '../smtp/reply.ts';
 
 /** Claim 9: what is known of one recipient's copy. A Recipient with its fate. */
@@ -25,6 +25,8 @@ export type QueuedMessage = Readonly<{
   /** Epoch milliseconds of our 250. */
   queuedAt: number;
   sender: Sender;
+  /** Whom it came from; null where it is our own, or where that was not written down. */
+  client: Origin | null;
   recipients: readonly RecipientState[];
   /** Of the .eml. */
   octets: number;
@@ -53,7 +55,8 @@ export class DamagedError extends Error {}
 /** What a message may be called: names of files are made of it. */
 export const QUEUE_ID = /^[A-Za-z0-9_.-]{1,64}$/;
 
-const VERSION = 1;
+/** 2: with `client`, which a reader of version 1 would take for damage. What has none is still version 1. */
+const VERSION = 2;
 
 const COUNT = z.int().nonnegative();
 const CRC32 = COUNT.max(0xffff_ffff);
@@ -96,7 +99,18 @@ const RECIPIENT = z.strictObject({
   triedAt: EPOCH_MS.nullable(),
 });
 
-const MESSAGE = z.strictObject({
+/** Strips what else is known of a client: its TLS is of no use later. */
+const CLIENT = z.object({
+  address: z.string(),
+  port: COUNT,
+  name: z.string().nullable(),
+  helo: z.string(),
+  extended: z.boolean(),
+  localAddress: z.string().optional(),
+  localPort: COUNT.optional(),
+}) satisfies z.ZodType<Origin>;
+
+const MESSAGE_1 = z.strictObject({
   id: z.string().regex(QUEUE_ID),
   queuedAt: EPOCH_MS,
   sender: SENDER,
@@ -106,17 +120,21 @@ const MESSAGE = z.strictObject({
   attempts: COUNT,
   nextAttemptAt: EPOCH_MS,
   delayNotified: z.boolean(),
-}) satisfies z.ZodType<QueuedMessage>;
+});
+
+const MESSAGE_2 = z.strictObject({ ...MESSAGE_1.shape, client: CLIENT }) satisfies z.ZodType<QueuedMessage>;
 
 /** The same in every version to come, or this one could not tell it from damage. */
 const HEAD = z.strictObject({ version: z.int(), crc32: CRC32 });
 
 /** @throws Error when decodeEnvelope() would not take it back: better no 250 than a message that is lost to us later */
 export function encodeEnvelope(message: QueuedMessage): string {
-  const checked = MESSAGE.safeParse(message);
+  const { client, ...rest } = message;
+  const version = client === null ? 1 : 2;
+  const checked = client === null ? MESSAGE_1.safeParse(rest) : MESSAGE_2.safeParse(message);
   if (!checked.success) throw new Error(`not an envelope: ${whatIsWrong(checked.error)}`);
   const text = JSON.stringify(checked.data);
-  return `${JSON.stringify({ version: VERSION, crc32: checksum(VERSION, text) })}\n${text}\n`;
+  return `${JSON.stringify({ version, crc32: checksum(version, text) })}\n${text}\n`;
 }
 
 /** @throws DamagedError when it is not what encodeEnvelope() gave; Error when a newer version wrote it */
@@ -129,9 +147,14 @@ export function decodeEnvelope(text: string): QueuedMessage {
   if (written !== checksum(version, body)) throw new DamagedError('the envelope does not match its checksum');
   if (version > VERSION)
     throw new Error(`written by a newer version (format ${version}, this one knows ${VERSION})`);
-  const message = MESSAGE.safeParse(version === VERSION ? parsed(body) : null);
+  const message = fromVersion(version, parsed(body));
   if (!message.success) throw new DamagedError(`not an envelope: ${whatIsWrong(message.error)}`);
-  return message.data;
+  return { client: null, ...message.data };
+}
+
+function fromVersion(version: number, body: unknown) {
+  if (version === 2) return MESSAGE_2.safeParse(body);
+  return MESSAGE_1.safeParse(version === 1 ? body : null);
 }
 
 /** Of the version, too: a flipped bit there must not pass for a newer one, which stops the start. */

@@ -48,6 +48,7 @@ export class FastPathMonitor {
   readonly #lag: RecentWorst;
   readonly #latency: RecentWorst;
   #timer: NodeJS.Timeout | null = null;
+  #changedAt: number | null = null;
   #probedAt = 0;
   #evaluatedAt = 0;
 
@@ -77,6 +78,11 @@ export class FastPathMonitor {
   /** In the order in which they arose. */
   get reasons(): readonly DisabledReason[] {
     return [...this.#held];
+  }
+
+  /** How long it has been as it is; null: since the start. */
+  get sinceMs(): number | null {
+    return this.#changedAt === null ? null : this.#deps.now() - this.#changedAt;
   }
 
   /** @param ms how long a commit to the spool took */
@@ -135,11 +141,14 @@ export class FastPathMonitor {
     this.#held.add(reason);
     this.#deps.log.warn({ event: 'fast-path-disabled', reason, ...why });
     this.#deps.onDisabled(reason);
-    if (wasEnabled) this.#deps.onChange?.(false);
+    if (!wasEnabled) return;
+    this.#changedAt = this.#deps.now();
+    this.#deps.onChange?.(false);
   }
 
   #lift(reason: DisabledReason): void {
     if (!this.#held.delete(reason) || !this.enabled) return;
+    this.#changedAt = this.#deps.now();
     this.#deps.log.info({ event: 'fast-path-enabled' });
     this.#deps.onChange?.(true);
   }

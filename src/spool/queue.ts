@@ -137,6 +137,18 @@ export class Queue {
     return Math.max(0, this.#deps.now() - oldest) / 1000;
   }
 
+  /** What there is to do: messages in delivery or waiting for their next hop, and seconds until the next one is due. */
+  get work(): Readonly<{ active: number; nextDueSeconds: number | null }> {
+    let active = 0;
+    let next = Infinity;
+    for (const { timer, nextAttemptAt } of this.#entries.values()) {
+      if (timer === null) active++;
+      else next = Math.min(next, nextAttemptAt);
+    }
+    const nextDueSeconds = next === Infinity ? null : Math.max(0, next - this.#deps.now()) / 1000;
+    return { active, nextDueSeconds };
+  }
+
   /** Takes up what the store has found at the start. */
   recover(messages: readonly QueuedSummary[]): void {
     for (const message of messages) this.#schedule(this.#enter(message));
@@ -418,13 +430,14 @@ export class Queue {
   ): Promise<{ reached: boolean; results: Results }> {
     const { store } = this.#deps;
     const message = await store.load(entry.id);
+    const { id, sender, client } = message;
     const places = message.recipients.flatMap((recipient, at) =>
       recipient.state === 'pending' && domains.includes(domainOf(recipient)) ? [at] : [],
     );
     const recipients = places.map((at) => message.recipients[at]!);
     const { outcomes, reached } = await deliver(
       lane.nextHop,
-      { sender: message.sender, recipients, body: () => bodyOf(message, store) },
+      { id, sender, client, recipients, body: () => bodyOf(message, store) },
       this.#deps.delivery(lane.pool),
       { soft: this.#stop.signal, hard: this.#cutOff.signal },
     );
@@ -595,6 +608,7 @@ export class Queue {
           id,
           queuedAt: now(),
           sender: dsn.sender,
+          client: null,
           recipients: [state],
           attempts: 0,
           nextAttemptAt: now(),

@@ -16,6 +16,7 @@ export type SpoolDeps = Readonly<{
   queue: Omit<QueueDeps, 'config' | 'store' | 'log'>;
   log: Logger;
   onCommitted: (ms: number) => void;
+  onFailed: (reason: 'full' | 'error') => void;
 }>;
 
 export class Spool {
@@ -41,7 +42,7 @@ export class Spool {
 
   /** @throws Error in one line when the directory can't be used, or another process uses it */
   static async open({ spoolDir: directory, spoolMinFreeBytes }: Config, deps: SpoolDeps): Promise<Spool> {
-    const { config, log, budget, onCommitted } = deps;
+    const { config, log, budget, onCommitted, onFailed } = deps;
     await SpoolStore.prepare(directory, log);
     let control: QueueControl | null = null;
     const lock = await DirectoryLock.acquire(directory, (socket) => serveControl(socket, () => control));
@@ -53,7 +54,7 @@ export class Spool {
         now: monotonic,
       });
       const queue = new Queue({ ...deps.queue, config, store, log });
-      const spooler = new Spooler({ config, store, queue, budget, now, log, onCommitted });
+      const spooler = new Spooler({ config, store, queue, budget, now, log, onCommitted, onFailed });
       control = controlOfQueue(queue, store);
       return new Spool(lock, store, queue, spooler);
     } catch (error) {

@@ -5,7 +5,7 @@ import type { Logger } from 'pino';
 import type { Config } from '../config.ts';
 import type { Outcome } from '../downstream/outcome.ts';
 import type { TransactionResult } from '../metrics.ts';
-import type { Recipient, Sender } from '../smtp/envelope.ts';
+import type { Recipient, Submission } from '../smtp/envelope.ts';
 import { delivered, noDiskSpace, passOn, queued, type Reply, storageFailed } from '../smtp/reply.ts';
 import { type MemoryBudget, MessageBuffer } from './buffer.ts';
 import type { RecipientState } from './envelope.ts';
@@ -24,6 +24,8 @@ export type SpoolerDeps = Readonly<{
   log: Logger;
   /** How long it took to make a message durable, milliseconds. */
   onCommitted: (ms: number) => void;
+  /** A message that could not be taken. */
+  onFailed: (reason: 'full' | 'error') => void;
 }>;
 
 /** What became of a recipient; `outcome` is null where nothing was tried, or the delivery is still under way. */
@@ -43,9 +45,11 @@ export class Spooler {
     return this.#deps.queue;
   }
 
-  /** Free disk is above --spool-min-free. */
-  hasRoom(): Promise<boolean> {
-    return this.#deps.store.hasRoom();
+  /** For one more message: free disk is above --spool-min-free. */
+  async hasRoom(): Promise<boolean> {
+    const room = await this.#deps.store.hasRoom();
+    if (!room) this.#deps.onFailed('full');
+    return room;
   }
 
   newBuffer(id: string): MessageBuffer {
@@ -87,15 +91,10 @@ export class Spooler {
    * Claims 6 and 7, when every delivery has ended.
    * @param results one for each recipient, at least one
    */
-  async settle(
-    id: string,
-    sender: Sender,
-    results: readonly Result[],
-    buffer: MessageBuffer,
-  ): Promise<Settled> {
+  async settle(submission: Submission, results: readonly Result[], buffer: MessageBuffer): Promise<Settled> {
     const outcomes = results.map(({ outcome }) => outcome);
     if (outcomes.every((outcome) => outcome?.kind === 'accepted')) {
-      await this.#reportRelayed(id, sender, results, buffer);
+      await this.#reportRelayed(submission, results, buffer);
       await this.discard(buffer);
       const [first] = outcomes;
       const one = new Set(results.map(({ nextHop }) => nextHop)).size === 1;
@@ -110,7 +109,7 @@ export class Spooler {
       // The upstream tells the sender; no notification of ours is needed.
       return { reply: passOn(refused.reply) ?? storageFailed(), result: 'rejected' };
     }
-    return await this.keep(id, sender, results, buffer);
+    return await this.keep(submission, results, buffer);
   }
 
   /**
@@ -118,14 +117,14 @@ export class Spooler {
    * @param rest deliveries still under way: their outcomes, by recipient, go to the queue
    */
   async keep(
-    id: string,
-    sender: Sender,
+    submission: Submission,
     results: readonly Result[],
     buffer: MessageBuffer,
     rest: Promise<readonly Result[]> | null = null,
   ): Promise<Settled> {
-    const { store, queue, now, log, onCommitted } = this.#deps;
-    await this.#reportRelayed(id, sender, results, buffer);
+    const { store, queue, now, log, onCommitted, onFailed } = this.#deps;
+    const { id, sender, client } = submission;
+    await this.#reportRelayed(submission, results, buffer);
     const began = performance.now();
     const tried = results.some(({ outcome }) => outcome !== null);
     const delay =
@@ -136,6 +135,7 @@ export class Spooler {
           id,
           queuedAt: now(),
           sender,
+          client,
           recipients: results.map((each) => stateOf(each, now())),
           attempts: tried || rest !== null ? 1 : 0,
           nextAttemptAt: now() + delay,
@@ -159,14 +159,14 @@ export class Spooler {
       await this.discard(buffer);
       const { code } = error as NodeJS.ErrnoException;
       const full = code === 'ENOSPC' || code === 'EDQUOT';
+      onFailed(full ? 'full' : 'error');
       return { reply: full ? noDiskSpace() : storageFailed(), result: 'deferred' };
     }
   }
 
   /** NOTIFY=SUCCESS, where the next hop that has it can't report: our report ends here (RFC 3461 §5.2.2). */
   async #reportRelayed(
-    id: string,
-    sender: Sender,
+    { id, sender, client }: Submission,
     results: readonly Result[],
     buffer: MessageBuffer,
   ): Promise<void> {
@@ -179,6 +179,7 @@ export class Spooler {
       id,
       queuedAt: now,
       sender,
+      client,
       recipients,
       octets,
       crc32: 0,

@@ -19,6 +19,7 @@ import {
   recipientOk,
   transactionAborted,
 } from '../smtp/reply.ts';
+import type { RecentTimeLines, TimeLine } from '../time-line.ts';
 import { type RecipientRecord, TransactionRecord } from '../transaction-record.ts';
 import { Wait, type WaitLimit } from '../wait.ts';
 import type { MessageBuffer } from './buffer.ts';
@@ -33,11 +34,24 @@ export type IntakeDeps = Readonly<{
   log: Logger;
   /** Milliseconds, monotonic. */
   now: () => number;
+  timeLines: RecentTimeLines;
   /** --rcpt-deadline. */
   rcptDeadline: WaitLimit;
   newId: () => string;
   /** Our Received line for this message; `only` is the one recipient, if there is just one. */
   received: (sender: Sender, client: Client, id: string, only: Recipient | null) => Buffer;
+}>;
+
+/** A live transaction. */
+export type Described = Readonly<{
+  id: string;
+  state: string;
+  record: TransactionRecord;
+  /** Of the message; `octetsOut` those that the counters don't have yet. */
+  octetsIn: number;
+  octetsOut: number;
+  /** `nextHop`: null where it could not be found out now. */
+  legs: readonly Readonly<{ nextHop: NextHop | null; phase: string; recipients: number }>[];
 }>;
 
 export type StoredTransactionDeps = IntakeDeps &
@@ -58,7 +72,7 @@ type Target = { readonly recipient: Recipient; readonly nextHop: NextHop | null;
 export class StoredTransaction {
   readonly id: string;
   readonly sender: Sender;
-  readonly #client: Client;
+  readonly client: Client;
   readonly #deps: StoredTransactionDeps;
   readonly #record: TransactionRecord;
   /** The recipients accepted; no next hop where it could not be found out now. */
@@ -66,6 +80,7 @@ export class StoredTransaction {
   readonly #waits = new Set<Wait>();
   #state: State = { name: 'envelope' };
   #refusal: Reply | null = null;
+  #bodyBegan = false;
   #last: readonly Buffer[] = [];
   /** Nobody waits for the reply any more. */
   #upstreamGone = false;
@@ -77,7 +92,7 @@ export class StoredTransaction {
   constructor(sender: Sender, client: Client, deps: StoredTransactionDeps) {
     this.id = deps.newId();
     this.sender = sender;
-    this.#client = client;
+    this.client = client;
     this.#deps = deps;
     this.#record = new TransactionRecord(this.id, sender, client, deps);
   }
@@ -91,15 +106,27 @@ export class StoredTransaction {
     return this.#state.name === 'delivering';
   }
 
-  /** For /status: no addresses. */
-  describe() {
-    const byHop = new Map<string, number>();
+  /** As Transaction.describe(). */
+  describe(): Described {
+    const byHop = new Map<string, { nextHop: NextHop | null; phase: string; recipients: number }>();
     for (const { nextHop } of this.#targets) {
-      const label = nextHop?.label ?? '';
-      byHop.set(label, (byHop.get(label) ?? 0) + 1);
+      const leg = byHop.get(nextHop?.key ?? '') ?? { nextHop, phase: this.state, recipients: 0 };
+      leg.recipients++;
+      byHop.set(nextHop?.key ?? '', leg);
     }
-    const legs = [...byHop].map(([nextHop, recipients]) => ({ nextHop, phase: this.state, recipients }));
-    return { id: this.id, state: this.state, ms: Math.round(this.#record.milliseconds), legs };
+    const octetsIn = 'body' in this.#state ? this.#state.body.octets : 0;
+    return {
+      id: this.id,
+      state: this.state,
+      record: this.#record,
+      octetsIn,
+      octetsOut: 0,
+      legs: [...byHop.values()],
+    };
+  }
+
+  get timeLine(): TimeLine {
+    return this.#record.line;
   }
 
   get recipientCount(): number {
@@ -120,19 +147,25 @@ export class StoredTransaction {
     if (this.state === 'ended') return transactionAborted();
     if (found !== null && found.kind !== 'next-hop' && found.kind !== 'temporary') {
       const refusal = refusalOfRoute(found);
-      record.answered(refusal);
+      this.#record.told(record, refusal);
       return refusal;
     }
     const nextHop = found?.kind === 'next-hop' ? found.nextHop : null;
     record.nextHop = nextHop?.label ?? '';
-    record.answered(recipientOk());
+    this.#record.told(record, recipientOk());
     this.#targets.push({ recipient, nextHop, record });
     return recipientOk();
+  }
+
+  /** An RCPT was answered without being looked at. */
+  noteRefusal(answer: Reply): void {
+    this.#record.refused(answer);
   }
 
   async startData(): Promise<Reply | null> {
     const { config, spooler, received } = this.#deps;
     if (this.#targets.length === 0) return noValidRecipients();
+    this.#record.line.upstream('data', this.#deps.now());
     this.#state = { name: 'starting' };
     const room = await spooler.hasRoom();
     if (this.state === 'ended') return transactionAborted();
@@ -141,8 +174,9 @@ export class StoredTransaction {
       return noDiskSpace();
     }
     const only = this.#targets.length === 1 ? this.#targets[0]!.recipient : null;
-    const body = new MessageBody(received(this.sender, this.#client, this.id, only), config);
+    const body = new MessageBody(received(this.sender, this.client, this.id, only), config);
     this.#state = { name: 'body', buffer: spooler.newBuffer(this.id), body };
+    this.#record.line.upstream('data-reply', this.#deps.now(), 354);
     return null;
   }
 
@@ -152,11 +186,20 @@ export class StoredTransaction {
     const { buffer, body } = this.#state;
     const { pieces, end, refusal } = body.push(chunk);
     this.#refusal ??= refusal;
+    if (!this.#bodyBegan || end !== -1) this.#noteBody(end === -1 ? null : body.octets);
     this.#deps.metrics.messageBytes.add(end === -1 ? chunk.length : end, 'in');
     if (end !== -1) this.#last = pieces;
     if (end !== -1 || this.#refusal !== null) return { end, ready: null };
     // A buffer that has failed says so again at the end.
     return { end, ready: buffer.write(pieces)?.catch(() => {}) ?? null };
+  }
+
+  /** @param octets of the whole message, once its end was seen */
+  #noteBody(octets: number | null): void {
+    const at = this.#deps.now();
+    if (!this.#bodyBegan) this.#record.line.upstream('body', at);
+    this.#bodyBegan = true;
+    if (octets !== null) this.#record.line.upstream('end-of-data', at, octets);
   }
 
   async finish(): Promise<Reply> {
@@ -175,7 +218,7 @@ export class StoredTransaction {
       this.#last = [];
       settled = this.#deps.fastPathEnabled()
         ? await this.#deliverFirst(buffer)
-        : await spooler.keep(this.id, this.sender, this.#untried(), buffer);
+        : await spooler.keep(this, this.#untried(), buffer);
     }
     this.#end(settled.result, settled.reply, { bytes: body.octets });
     return settled.reply;
@@ -222,8 +265,8 @@ export class StoredTransaction {
     }
     const now = [...results.values()];
     const settled = ended
-      ? await spooler.settle(this.id, this.sender, now, buffer)
-      : await spooler.keep(this.id, this.sender, now, buffer, all);
+      ? await spooler.settle(this, now, buffer)
+      : await spooler.keep(this, now, buffer, all);
     this.#noteResults(now);
     return settled;
   }
@@ -247,8 +290,10 @@ export class StoredTransaction {
       () => this.#soft.abort(),
       () => this.#hard.abort(),
     );
+    const { id, sender, client } = this;
     const deliveries = [...groups.values()].map(async ({ nextHop, recipients }) => {
-      const message = { sender: this.sender, recipients, body: () => buffer.read() };
+      const { line } = this.#record;
+      const message = { id, sender, client, recipients, body: () => buffer.read(), line };
       const { outcomes } = await deliver(nextHop, message, delivery, interrupt);
       for (const [recipient, outcome] of outcomes)
         results.set(recipient, { recipient, nextHop: nextHop.label, outcome });
@@ -276,7 +321,7 @@ export class StoredTransaction {
   #end(result: TransactionResult, answer: Reply | null, extra: Record<string, number>): void {
     if (this.#state.name === 'ended') return;
     this.#state = { name: 'ended' };
-    this.#record.end(result, answer?.code ?? null, extra);
+    this.#record.end(result, answer, extra);
     this.#deps.onEnd(this);
   }
 }

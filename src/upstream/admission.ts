@@ -1,4 +1,5 @@
-// Who may send to whom: trusted clients to anybody, all others to the accepted domains (never an open relay).
+// Who may send to whom: trusted clients to anybody, all others to the accepted domains (never an open relay). And who
+// is believed when it says for whom it speaks.
 // Pure; built anew on every reload.
 import type { Config } from '../config.ts';
 import { networkSet } from '../routing/networks.ts';
@@ -7,6 +8,10 @@ import { type Reply, relayingDenied } from '../smtp/reply.ts';
 
 export type Admission = Readonly<{
   isTrusted: (clientAddress: string) => boolean;
+  /** Whether a peer's connections begin with a PROXY header. */
+  announcesByProxy: (peerAddress: string) => boolean;
+  /** Whether XCLIENT and XFORWARD are honoured. */
+  mayAnnounce: (clientAddress: string) => boolean;
   /** Null: admitted. */
   refusal: (mailbox: Mailbox, trusted: boolean) => Reply | null;
   /** RFC 5321 §4.5.1: a bare `Postmaster` is ours; it is the first accepted domain's, else this host's. */
@@ -15,11 +20,15 @@ export type Admission = Readonly<{
 
 export function createAdmission(config: Config): Admission {
   const trust = networkSet(config.trust);
+  const proxies = networkSet(config.proxyProtocol);
+  const announcers = networkSet(config.xclient);
   const exact = new Set(config.acceptDomains.filter((domain) => !domain.startsWith('.')));
   const suffixes = config.acceptDomains.filter((domain) => domain.startsWith('.'));
   const accepts = (domain: string) => exact.has(domain) || suffixes.some((suffix) => domain.endsWith(suffix));
   return {
     isTrusted: (clientAddress) => trust.has(clientAddress),
+    announcesByProxy: (peerAddress) => proxies.has(peerAddress),
+    mayAnnounce: (clientAddress) => announcers.has(clientAddress),
     refusal(mailbox, trusted) {
       if (trusted) return null;
       if (mailbox.domain === null) return exact.size > 0 ? null : relayingDenied();

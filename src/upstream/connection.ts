@@ -21,6 +21,14 @@ import { formatReply, type Reply, replyClass } from '../smtp/reply.ts';
 import type { StoredTransaction } from '../spool/stored-transaction.ts';
 import type { Admission } from './admission.ts';
 import { WireStream } from './wire-stream.ts';
+import {
+  forwardedClient,
+  parseXclient,
+  parseXforward,
+  type Told,
+  XCLIENT_KEYWORD,
+  XFORWARD_KEYWORD,
+} from './xclient.ts';
 
 /** What a session is given once, when it begins; a reload makes a new one for the sessions after it. */
 export type SessionContext = Readonly<{
@@ -63,6 +71,8 @@ const VERBS = new Set([
   'RSET',
   'STARTTLS',
   'VRFY',
+  'XCLIENT',
+  'XFORWARD',
 ]);
 /** Known to the RFCs, and answered 502. */
 const NOT_IMPLEMENTED = new Set(['AUTH', 'BDAT', 'BURL', 'ETRN', 'EXPN', 'SAML', 'SEND', 'SOML', 'TURN']);
@@ -81,7 +91,12 @@ const HTTP_METHODS = new Set([
 
 export class UpstreamConnection extends SMTPConnection {
   readonly #context: SessionContext;
-  readonly #trusted: boolean;
+  /** By the address in force, which XCLIENT may change. */
+  #trusted: boolean;
+  /** The client's host name, where XCLIENT has told it. */
+  #clientName: string | null = null;
+  /** What XFORWARD has told of the next transaction's client; null: nothing. */
+  #forwarded: Told | null = null;
   /** Replies due to pipelined RCPTs, in the order of the commands. */
   readonly #slots: Slot[] = [];
   #onSlotsEmpty: Resume | null = null;
@@ -101,10 +116,14 @@ export class UpstreamConnection extends SMTPConnection {
     super(server, socket, options);
     this.#context = context;
     this.#top = socket;
+    // Announced as unknown, which the library would take for not announced.
+    if (options.remotePort === 0) this.remotePort = 0;
     this.#trusted = context.admission.isTrusted(this.remoteAddress);
   }
 
+  /** Whom the mail comes from, as far as is known: for the Received line, the log and next hops, not for admission. */
   get client(): Client {
+    if (this.#forwarded !== null) return forwardedClient(this.#forwarded);
     const socket = this._socket;
     const tls =
       socket instanceof TLSSocket
@@ -113,10 +132,12 @@ export class UpstreamConnection extends SMTPConnection {
     return {
       address: this.remoteAddress,
       port: this.remotePort,
-      name: null,
+      name: this.#clientName,
       helo: this.hostNameAppearsAs || '',
       extended: this.openingCommand === 'EHLO',
       tls,
+      localAddress: this.localAddress,
+      localPort: this.localPort,
     };
   }
 
@@ -137,7 +158,10 @@ export class UpstreamConnection extends SMTPConnection {
   override init(): void {
     this._setListeners(() => {
       this.#awaitUpstream();
-      if (!this.#context.hasRoom()) return this.#say('', replies.overloadedConnections());
+      if (!this.#context.hasRoom()) {
+        this.#context.metrics.upstreamConnectionsRefused.inc();
+        return this.#say('', replies.overloadedConnections());
+      }
       const delayMs = this.#trusted ? 0 : this.#context.config.greetingDelayMs;
       if (delayMs === 0) return this.connectionReady();
       setTimeout(() => {
@@ -224,6 +248,10 @@ export class UpstreamConnection extends SMTPConnection {
         return this.#answer(verb, replies.cannotVerify(), next);
       case 'HELP':
         return this.#answer(verb, replies.help(), next);
+      case 'XCLIENT':
+        return this.#answer(verb, this.#onXclient(args), next);
+      case 'XFORWARD':
+        return this.#answer(verb, this.#onXforward(args), next);
       case 'QUIT':
         this.#say(verb, replies.closing());
         return this.close();
@@ -243,6 +271,8 @@ export class UpstreamConnection extends SMTPConnection {
     if (this.#context.offersDsn()) keywords.push('DSN');
     if (this.#context.startTls && !this.secure) keywords.push('STARTTLS');
     keywords.push('ENHANCEDSTATUSCODES');
+    if (this.#context.admission.mayAnnounce(this.remoteAddress))
+      keywords.push(XCLIENT_KEYWORD, XFORWARD_KEYWORD);
     this.#answer(verb, replies.ehlo(this.name, keywords), next);
   }
 
@@ -276,8 +306,10 @@ export class UpstreamConnection extends SMTPConnection {
       slot.reply = reply;
       this.#flushSlots();
     };
-    if (!('mailbox' in recipient)) settle(recipient);
-    else transaction.addRecipient(recipient).then(settle, (error: unknown) => settle(this.#bug(error)));
+    if (!('mailbox' in recipient)) {
+      transaction.noteRefusal(recipient);
+      settle(recipient);
+    } else transaction.addRecipient(recipient).then(settle, (error: unknown) => settle(this.#bug(error)));
     if (this.#slots.length >= this.#context.config.maxRecipients + SPARE_SLOTS) this.#afterSlots(next);
     else this.#whenRead(next);
   }
@@ -299,7 +331,7 @@ export class UpstreamConnection extends SMTPConnection {
     const refusal = await transaction.startData().catch((error: unknown) => this.#bug(error));
     if (this._closing || this._closed) return;
     if (refusal !== null) {
-      if (transaction.state === 'ended') this.#transaction = null;
+      if (transaction.state === 'ended') this.#forgetTransaction();
       return this.#refuseData(refusal, next);
     }
     const parser = this._parser as WireStream;
@@ -330,7 +362,7 @@ export class UpstreamConnection extends SMTPConnection {
   async #onEndOfData(transaction: MailTransaction, resume: Resume): Promise<void> {
     this.#patience.lift();
     const reply = await transaction.finish().catch((error: unknown) => this.#bug(error));
-    this.#transaction = null;
+    this.#forgetTransaction();
     if (this._closing || this._closed) return;
     this.#answer('DATA', reply, () => this.#nextCommand(resume));
   }
@@ -345,6 +377,43 @@ export class UpstreamConnection extends SMTPConnection {
     this.#say('STARTTLS', replies.startTls());
     this.#awaitUpstream();
     if (!this._socket.destroyed) this.upgrade(next);
+  }
+
+  /** Postfix's XCLIENT_README: the session begins anew, as the announced client's. */
+  #onXclient(args: string): Reply {
+    const refusal = this.#cannotAnnounce();
+    if (refusal !== null) return refusal;
+    const parsed = parseXclient(args);
+    if (!parsed.ok) return parsed.reply;
+    const { address, port, name, helo, extended } = parsed.told;
+    this.#endTransaction();
+    // The peer's own port is not the announced client's.
+    if (address !== undefined || port !== undefined) this.remotePort = port ?? 0;
+    if (address !== undefined) this.remoteAddress = address;
+    if (name !== undefined) this.#clientName = name;
+    this.hostNameAppearsAs = helo || false;
+    this.openingCommand = extended ? 'EHLO' : false;
+    this.#trusted = this.#context.admission.isTrusted(this.remoteAddress);
+    return replies.greeting(this.name);
+  }
+
+  /** Postfix's XFORWARD_README: in any number of commands, until the transaction is over. */
+  #onXforward(args: string): Reply {
+    const refusal = this.#cannotAnnounce();
+    if (refusal !== null) return refusal;
+    const parsed = parseXforward(args);
+    if (!parsed.ok) return parsed.reply;
+    this.#forwarded = { ...this.#forwarded, ...parsed.told };
+    return replies.ok();
+  }
+
+  /**
+   * By the address in force, as in Postfix: once a client is announced, the peer in between may have become a mere
+   * pipe (nginx does), and what looks like its commands are the client's.
+   */
+  #cannotAnnounce(): Reply | null {
+    if (!this.#context.admission.mayAnnounce(this.remoteAddress)) return replies.announcingDenied();
+    return this.#transaction === null ? null : replies.badSequence('a transaction is in progress');
   }
 
   #onUnknown(verb: string, next: Resume): void {
@@ -430,7 +499,12 @@ export class UpstreamConnection extends SMTPConnection {
 
   #endTransaction(): void {
     this.#transaction?.abort();
+    this.#forgetTransaction();
+  }
+
+  #forgetTransaction(): void {
     this.#transaction = null;
+    this.#forwarded = null;
   }
 
   #release(): void {

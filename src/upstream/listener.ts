@@ -1,26 +1,40 @@
 // One `--listen` address: smtp-server's server, building our own connections.
-// Owns the listening socket and the set of its sessions; drain() waits for them.
+// Owns the listening socket and the set of its sessions; drain() waits for them. Sockets that wait for their PROXY
+// header or TLS handshake are no sessions yet: they are bounded in number and time, and end when it drains.
 import { once } from 'node:events';
 import type { AddressInfo, Socket } from 'node:net';
 import type { TLSSocket } from 'node:tls';
+import type { Logger } from 'pino';
 import { SMTPServer } from 'smtp-server';
 import type { SMTPConnectionOptions } from 'smtp-server/lib/smtp-connection.js';
 import type { Config, ListenAddress } from '../config.ts';
 import { type SessionContext, UpstreamConnection } from './connection.ts';
+import { HeaderComplaints, readProxyHeader } from './proxy-socket.ts';
 
 /** PEM texts. */
 export type Certificate = Readonly<{ cert: Buffer; key: Buffer }>;
 
-/** What a listener makes of a new socket: the context for its session. */
-export type ContextOf = (listener: Listener) => SessionContext;
+export type ListenerDeps = Readonly<{
+  /** What a listener makes of a new socket: the context for its session. */
+  contextOf: (listener: Listener) => SessionContext;
+  /** Whether this peer has to begin with a PROXY header. */
+  announcesByProxy: (peerAddress: string) => boolean;
+  /** False when as many sockets as there may be are waiting for their session. */
+  mayWait: () => boolean;
+  log: Logger;
+}>;
 
 const BACKLOG = 4096;
+/** A balancer sends its header at once; this is for lost segments. */
+const PROXY_HEADER_TIMEOUT_MS = 10_000;
 
 export class Listener extends SMTPServer {
   readonly address: ListenAddress;
   /** `smtp://127.0.0.1:2525`, with the port actually bound; empty before start(). */
   url = '';
-  readonly #contextOf: ContextOf;
+  readonly #deps: ListenerDeps;
+  readonly #headerTimeoutMs: number;
+  readonly #complaints = new HeaderComplaints();
   /** All accepted sockets: smtp-server forgets a session that it is closing while the client still holds on. */
   readonly #sockets = new Set<Socket>();
 
@@ -28,7 +42,7 @@ export class Listener extends SMTPServer {
     address: ListenAddress,
     { hostname, idleTimeoutMs }: Pick<Config, 'hostname' | 'idleTimeoutMs'>,
     certificate: Certificate | null,
-    contextOf: ContextOf,
+    deps: ListenerDeps,
   ) {
     super({
       name: hostname,
@@ -44,7 +58,8 @@ export class Listener extends SMTPServer {
       socketTimeout: idleTimeoutMs,
     });
     this.address = address;
-    this.#contextOf = contextOf;
+    this.#deps = deps;
+    this.#headerTimeoutMs = Math.min(PROXY_HEADER_TIMEOUT_MS, idleTimeoutMs);
     this.server.on('connection', (socket: Socket) => {
       this.#sockets.add(socket);
       socket.once('close', () => this.#sockets.delete(socket));
@@ -55,6 +70,11 @@ export class Listener extends SMTPServer {
 
   get sessions(): ReadonlySet<UpstreamConnection> {
     return this.connections as unknown as ReadonlySet<UpstreamConnection>;
+  }
+
+  /** Sockets that wait for their PROXY header or TLS handshake. */
+  get waiting(): number {
+    return this._pendingSockets.size;
   }
 
   /** @throws the system's error (EADDRINUSE, EACCES) */
@@ -71,6 +91,39 @@ export class Listener extends SMTPServer {
     this.updateSecureContext(certificate);
   }
 
+  /** Before the header or the handshake nothing can be said, not even that there are too many. */
+  override _acceptSocket(socket: Socket, handshake: boolean): (() => void) | false {
+    if (!handshake && !this._expectsProxyHeader(socket)) return super._acceptSocket(socket, handshake);
+    // In between the library's listeners there are moments without one for errors.
+    socket.on('error', () => {});
+    if (this.#deps.mayWait()) return super._acceptSocket(socket, handshake);
+    socket.destroy();
+    return false;
+  }
+
+  override _expectsProxyHeader(socket: Socket): boolean {
+    return this.#deps.announcesByProxy(socket.remoteAddress ?? '');
+  }
+
+  /** The library knows version 1 alone, and answers a bad header. */
+  override _handleProxy(
+    socket: Socket,
+    callback: (error: Error | null, options?: SMTPConnectionOptions & { id: string }) => void,
+  ): void {
+    const peer = socket.remoteAddress ?? '';
+    if (!this.#deps.announcesByProxy(peer)) return super._handleProxy(socket, callback);
+    // The library's, which every byte would prolong.
+    socket.setTimeout(0);
+    readProxyHeader(socket, this.#headerTimeoutMs, (failure, client) => {
+      if (failure === null) {
+        const announced = client && { remoteAddress: client.address, remotePort: client.port };
+        return callback(null, { id: '', ...announced });
+      }
+      this.#complaints.tell(this.#deps.log, failure, { peer, listener: this.url });
+      callback(new Error(failure.reason));
+    });
+  }
+
   /** A socket that is gone by now must not get a TLS layer: Node does not survive that. */
   override _upgrade(socket: Socket, callback: (error: Error | null, tlsSocket?: TLSSocket) => void): void {
     if (socket.destroyed) callback(new Error('closed before the TLS handshake'));
@@ -78,7 +131,7 @@ export class Listener extends SMTPServer {
   }
 
   override connect(socket: Socket, options?: SMTPConnectionOptions | null): void {
-    const connection = new UpstreamConnection(this, socket, options ?? {}, this.#contextOf(this));
+    const connection = new UpstreamConnection(this, socket, options ?? {}, this.#deps.contextOf(this));
     this.connections.add(connection);
     connection.on('error', () => {});
     connection.init();

@@ -1,8 +1,9 @@
 // The upstream's byte stream: command lines up to DATA, wire bytes until the body's end is seen, commands again.
 //
 // smtp-server's own parser takes a bare LF for a line end, runs an unterminated command at FIN, and unstuffs bodies
-// byte by byte; this subclass replaces all three, and Writable's queue as well: pipe() sees write() return false until
-// what is here has been dealt with, so that one command line or one chunk is held, and back pressure reaches the upstream.
+// byte by byte; this subclass replaces all three, and Writable's queue as well: pipe() sees write() return false while
+// something waits here behind what is being dealt with, so that two chunks are held at most, and back pressure reaches the
+// upstream.
 import { SMTPStream } from 'smtp-server/lib/smtp-stream.js';
 
 export type BodySink = Readonly<{
@@ -46,7 +47,8 @@ export class WireStream extends SMTPStream {
     this.#input = this.#input.length === 0 ? chunk : Buffer.concat([this.#input, chunk]);
     this.chunks++;
     this.#run();
-    this.#full = this.#waiting;
+    // A client that waits for our reply sends nothing more: stopping its socket for that would be work for nothing.
+    this.#full = this.#waiting && this.#input.length > 0;
     return !this.#full;
   }
 

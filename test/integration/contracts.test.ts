@@ -43,6 +43,8 @@ describe('smtp-connection', () => {
     '_actionEHLO',
     '_actionHELO',
     '_actionSTARTTLS',
+    '_sendCommand',
+    '_parseEhloExtensions',
   ])('has the method %s', (method) => {
     expect(typeof prototypeOf(SMTPConnection)[method]).toBe('function');
   });
@@ -80,10 +82,56 @@ describe('smtp-connection', () => {
     connection.close();
     expect(socket.destroyed).toBe(true);
   });
+
+  it('forgets nothing of an earlier EHLO by itself, and logs in by what its mechanisms are set to', async () => {
+    sink = await Sink.start({ extensions: ['AUTH PLAIN'], script: { mail: '250 ok' } });
+    const connection = new (SMTPConnection as unknown as new (options: object) => Record<string, never>)({
+      connection: net.connect(sink.port, '127.0.0.1'),
+      ignoreTLS: true,
+      logger: false,
+    }) as unknown as {
+      _ehloLines: string[];
+      _supportedAuth: string[];
+      allowsAuth: boolean;
+      _responseActions: ((text: string) => void)[];
+      _sendCommand(line: string): void;
+      _parseEhloExtensions(reply: string): void;
+      connect(done: () => void): void;
+      login(auth: object, done: () => void): void;
+      close(): void;
+      on(event: string, listener: () => void): void;
+    };
+    connection.on('error', () => {});
+    await new Promise<void>((resolve) => connection.connect(resolve));
+    expect([connection._supportedAuth, connection.allowsAuth]).toEqual([['PLAIN'], true]);
+    const heard = new Promise<string>((resolve) => connection._responseActions.push(resolve));
+    connection._sendCommand('EHLO again.example');
+    expect(await heard).toBe('250-sink.example\n250 AUTH PLAIN');
+    connection._supportedAuth = [];
+    connection.allowsAuth = false;
+    connection._parseEhloExtensions('250-sink.example\n250-SIZE 1000\n250 AUTH LOGIN');
+    expect([connection._supportedAuth, connection.allowsAuth]).toEqual([['LOGIN'], true]);
+    expect(connection._ehloLines).toEqual(['SIZE 1000', 'AUTH LOGIN']);
+    await new Promise<void>((resolve) => connection.login({ user: 'u', pass: 'p' }, resolve));
+    expect(sink.sessions[0]!.commands).toEqual([
+      expect.stringMatching(/^EHLO /),
+      'EHLO again.example',
+      'AUTH LOGIN',
+    ]);
+    connection.close();
+  });
 });
 
 describe('smtp-server', () => {
-  it.each(['connect', 'listen', 'updateSecureContext'])('the server has %s', (method) => {
+  it.each([
+    'connect',
+    'listen',
+    'updateSecureContext',
+    '_acceptSocket',
+    '_expectsProxyHeader',
+    '_handleProxy',
+    '_upgrade',
+  ])('the server has %s', (method) => {
     expect(typeof prototypeOf(SMTPServer)[method]).toBe('function');
   });
 

@@ -192,6 +192,8 @@ describe('connections', () => {
     const third = await Client.open(proxy.port);
     expect(await third.reply()).toMatch(/^421 4\.3\.2 /);
     expect(await third.reply()).toBe('closed');
+    expect(await gauge('upstream_connections_refused_total')).toBe(1);
+    expect(await gauge('upstream_connections_limit')).toBe(2);
     await first.command('QUIT');
     await until(async () => (await gauge('upstream_connections_active')) === 1);
     const fourth = await Client.open(proxy.port);

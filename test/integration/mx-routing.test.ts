@@ -106,12 +106,12 @@ describe('cutthrough probe', () => {
 
   it('shows the MX list, what each server offers, and its reply to the RCPT, and sends no message', async () => {
     const { code, stdout } = await probe('u@backup.example');
-    expect(stdout).toMatch(/MX 10 down\.example \[127\.0\.0\.9\]/);
-    expect(stdout).toMatch(/MX 20 mx1\.example \[127\.0\.0\.1\]/);
-    expect(stdout).toMatch(/down\.example.*: not connected/);
-    expect(stdout).toMatch(/mx1\.example.*: connected, no TLS/);
+    expect(stdout).toMatch(/MX +10 +down\.example +\[127\.0\.0\.9\]/);
+    expect(stdout).toMatch(/MX +20 +mx1\.example +\[127\.0\.0\.1\]/);
+    expect(stdout).toMatch(/down\.example.* not connected: /);
+    expect(stdout).toMatch(/mx1\.example.* connected\n +TLS +no TLS/);
     expect(stdout).toMatch(/offers .*PIPELINING/);
-    expect(stdout).toMatch(/RCPT 250 2\.1\.5/);
+    expect(stdout).toMatch(/RCPT +250 2\.1\.5/);
     expect(code).toBe(0);
     expect(sink.sessions[0]!.commands).toEqual([
       'EHLO proxy.example',

@@ -316,6 +316,7 @@ describe.each(['spool', 'fast-path'] as const)('--fallback %s', (fallback) => {
     expect(await client.send('s@src.example', ['u@a.example'], SMALL)).toMatch(/^250/);
     expect(await begin(client)).toMatch(/^452 4\.3\.1 /);
     expect(sinks[0]!.messages).toHaveLength(1);
+    expect(await proxy.metric('cutthrough_spool_failures_total{reason="full"}')).toBe(2);
   });
 
   it('the fast path switched off: to disk first; on again: cut through', async () => {

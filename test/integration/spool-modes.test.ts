@@ -534,5 +534,6 @@ describe.each(['spool', 'fast-path'] as const)('mode %s', (mode) => {
     expect(await client.envelope('s@src.example', ['u@a.example'])).toMatch(/^452 4\.3\.1 /);
     expect(filesIn(directory)).toEqual([]);
     expect(sinks[0]!.connections).toBe(0);
+    expect(await proxy.metric('cutthrough_spool_failures_total{reason="full"}')).toBe(1);
   });
 });

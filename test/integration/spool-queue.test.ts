@@ -313,7 +313,7 @@ describe('the queue command', () => {
       /pending +<1@a\.example> at smtp:\/\/127\.0\.0\.1:\d+: 451 4\.4\.1 /,
     );
     await expect(runQueueCommand(config, { command: 'show', id: 'nosuch' })).rejects.toThrow(
-      /^queue: no such message$/,
+      /^queue: nosuch: no such message in --spool-dir .*queue list/,
     );
     const dry = await runQueueCommand(config, { command: 'remove', ids: [one], dryRun: true });
     expect(dry).toMatchObject({ ok: true, lines: [`${one}: would be removed`] });

@@ -123,6 +123,7 @@ function envelope(
       mailbox: mailbox('a.example'),
       params: { size: null, body: null, smtputf8: false, ret: null, envid: null },
     },
+    client: null,
     recipients: domains.map((domain) => ({
       mailbox: mailbox(domain),
       params: { notify: null, orcpt: null },
@@ -550,10 +551,10 @@ describe('recovery', () => {
     await store.close();
     stores.length = 0;
     const body = '{"unheard":"of"}';
-    writeFileSync(at('new.json'), `{"version":2,"crc32":${crc32(`2\n${body}`)}}\n${body}\n`);
+    writeFileSync(at('new.json'), `{"version":3,"crc32":${crc32(`3\n${body}`)}}\n${body}\n`);
     writeFileSync(at('new.eml'), BODY);
     await expect(open()).rejects.toThrow(
-      `--spool-dir ${directory}: new.json: written by a newer version (format 2, this one knows 1)`,
+      `--spool-dir ${directory}: new.json: written by a newer version (format 3, this one knows 2)`,
     );
     expect(files()).toEqual(['a.eml', 'a.json', 'new.eml', 'new.json']);
     rmSync(at('new.json'));

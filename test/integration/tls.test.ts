@@ -1,48 +1,41 @@
 // TLS on both sides: STARTTLS and implicit TLS from the upstream, every policy towards next hops, credentials, and
 // certificates that are replaced while sessions run.
-import { execFile } from 'node:child_process';
 import { once } from 'node:events';
-import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
-import net, { type AddressInfo, type Socket } from 'node:net';
+import { mkdtemp, rm, writeFile } from 'node:fs/promises';
+import net from 'node:net';
 import { networkInterfaces, tmpdir } from 'node:os';
 import { join } from 'node:path';
-import tls, { TLSSocket } from 'node:tls';
-import { promisify } from 'node:util';
-import { afterAll, afterEach, beforeAll, describe, expect, it, onTestFinished } from 'vitest';
+import tls from 'node:tls';
+import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
 import type { Options } from '../../src/app.ts';
 import { parseConfig } from '../../src/config.ts';
+import { type Issued, issue, issueAuthority } from '../support/certificates.ts';
 import { Client } from '../support/client.ts';
 import { portOf, QUICK, startProxy, startProxyOnly, type TestProxy, until } from '../support/proxy.ts';
+import { type PeerOptions, TlsPeer } from '../support/tls-peer.ts';
 
-const run = promisify(execFile);
-
+/** Names of PEM files. */
 type Files = Readonly<{ cert: string; key: string }>;
 
 let directory: string;
+/** The next hops'; nobody vouches for it. */
+const own = issue({ name: 'own.example', for: ['localhost', '127.0.0.1'] });
 let first: Files;
 let second: Files;
 
-const openssl = await run('openssl', ['version']).then(
-  () => true,
-  () => false,
-);
-if (!openssl && process.env.CI) throw new Error('openssl is needed for these tests');
-
-async function makeCertificate(name: string): Promise<Files> {
+async function write({ name, cert, key }: Issued): Promise<Files> {
   const files = { cert: join(directory, `${name}.crt`), key: join(directory, `${name}.key`) };
-  const how = ['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'];
-  const what = ['-subj', `/CN=${name}`, '-addext', 'subjectAltName=DNS:localhost,IP:127.0.0.1', '-days', '2'];
-  await run('openssl', [...how, ...what, '-keyout', files.key, '-out', files.cert]);
+  await Promise.all([writeFile(files.cert, cert), writeFile(files.key, key)]);
   return files;
 }
 
 beforeAll(async () => {
-  if (!openssl) return;
   directory = await mkdtemp(join(tmpdir(), 'cutthrough-tls-'));
-  [first, second] = await Promise.all([makeCertificate('first.example'), makeCertificate('second.example')]);
+  const both = ['first.example', 'second.example'].map((name) => issue({ name, for: ['127.0.0.1'] }));
+  [first, second] = (await Promise.all(both.map((each) => write(each)))) as [Files, Files];
 });
 afterAll(async () => {
-  if (openssl) await rm(directory, { recursive: true });
+  await rm(directory, { recursive: true });
 });
 
 let proxy: TestProxy | null = null;
@@ -53,145 +46,9 @@ afterEach(async () => {
 
 const gauge = async (name: string) => await proxy!.metric(`cutthrough_${name}`);
 
-/** A next hop that knows TLS, and how to do it wrong. */
-type PeerOptions = {
-  implicit?: boolean;
-  /** The reply to STARTTLS; what it has behind its first line is plaintext that does not belong there. */
-  startTls?: string | null;
-  /** Instead of a handshake: close, or write what is no TLS record. */
-  handshake?: 'close' | 'garbage' | 'stall';
-  auth?: string;
-  refuseAuth?: boolean;
-  host?: string;
-};
-
-type Heard = { line: string; secure: boolean };
-
-class TlsPeer {
-  readonly heard: Heard[] = [];
-  readonly messages: string[] = [];
-  readonly sockets: Socket[] = [];
-  readonly #options: PeerOptions;
-  readonly #credentials: tls.SecureContextOptions;
-  readonly #server: net.Server;
-
-  constructor(options: PeerOptions, credentials: tls.SecureContextOptions) {
-    this.#options = options;
-    this.#credentials = credentials;
-    this.#server = net.createServer({ noDelay: true }, (socket) => {
-      this.sockets.push(socket);
-      socket.on('error', () => {});
-      if (options.implicit) this.#secure(socket, true);
-      else this.#serve(socket, true);
-    });
-  }
-
-  static async start(options: PeerOptions = {}, files = first): Promise<TlsPeer> {
-    const [cert, key] = await Promise.all([readFile(files.cert), readFile(files.key)]);
-    const peer = new TlsPeer(options, { cert, key });
-    peer.#server.listen(0, options.host ?? '127.0.0.1');
-    await once(peer.#server, 'listening');
-    onTestFinished(async () => {
-      for (const socket of peer.sockets) socket.destroy();
-      await new Promise((resolve) => peer.#server.close(resolve));
-    });
-    return peer;
-  }
-
-  get port(): number {
-    return (this.#server.address() as AddressInfo).port;
-  }
-
-  lines(verb: string): Heard[] {
-    return this.heard.filter(({ line }) => line.startsWith(verb));
-  }
-
-  #secure(socket: Socket, greet: boolean): void {
-    switch (this.#options.handshake) {
-      case 'close':
-        return void socket.destroy();
-      case 'garbage':
-        return void socket.write('500 what is this\r\n');
-      case 'stall':
-        return void socket.resume();
-      default: {
-        const secured = new TLSSocket(socket, {
-          isServer: true,
-          secureContext: tls.createSecureContext(this.#credentials),
-        });
-        secured.on('error', () => {});
-        secured.on('end', () => void secured.destroy());
-        // It has taken over the handle; the one below is not told of its end in every case.
-        this.sockets.splice(this.sockets.indexOf(socket), 1, secured);
-        this.#serve(secured, greet);
-      }
-    }
-  }
-
-  #serve(socket: Socket, greet: boolean): void {
-    const secure = socket instanceof TLSSocket;
-    let buffer = '';
-    let body = false;
-    const say = (text: string) => socket.write(`${text}\r\n`);
-    const onLine = (line: string): void => {
-      this.heard.push({ line, secure });
-      const verb = line.slice(0, 4).toUpperCase();
-      switch (verb) {
-        case 'EHLO': {
-          const offers = ['PIPELINING', ...(this.#options.auth ? [`AUTH ${this.#options.auth}`] : [])];
-          if (!secure && this.#options.startTls !== null) offers.push('STARTTLS');
-          return void say(
-            ['250-peer.example', ...offers.map((offer) => `250-${offer}`), '250 OK'].join('\r\n'),
-          );
-        }
-        case 'STAR': {
-          const reply = this.#options.startTls ?? '220 go ahead';
-          socket.write(`${reply}\r\n`);
-          if (!reply.startsWith('220')) return;
-          socket.removeAllListeners('data');
-          return this.#secure(socket, false);
-        }
-        case 'AUTH':
-          if (this.#options.refuseAuth) return void say('535 5.7.8 no');
-          if (line === 'AUTH LOGIN') return void say('334 VXNlcm5hbWU6');
-          return void say('235 2.7.0 ok');
-        case 'DATA':
-          body = true;
-          return void say('354 go');
-        case 'QUIT':
-          return void socket.end('221 bye\r\n');
-        case 'MAIL':
-        case 'RCPT':
-        case 'RSET':
-          return void say('250 2.0.0 ok');
-        default:
-          // The two steps of AUTH LOGIN.
-          return void say(line === btoa('user') ? '334 UGFzc3dvcmQ6' : '235 2.7.0 ok');
-      }
-    };
-    socket.on('data', (chunk: Buffer) => {
-      buffer += chunk.toString('latin1');
-      for (;;) {
-        const end = body ? `\r\n.\r\n` : '\r\n';
-        const at = buffer.indexOf(end);
-        if (at === -1) return;
-        const text = buffer.slice(0, at);
-        buffer = buffer.slice(at + end.length);
-        if (!body) onLine(text);
-        else {
-          this.messages.push(text);
-          body = false;
-          say('250 2.0.0 queued');
-        }
-      }
-    });
-    if (greet) say('220 peer.example ESMTP');
-  }
-}
-
 const withCertificate = (files: Files): Options => ({ tlsCert: files.cert, tlsKey: files.key });
 
-describe.skipIf(!openssl)('from the upstream', () => {
+describe('from the upstream', () => {
   async function start(options: Options = {}): Promise<TestProxy> {
     proxy = await startProxy([{}], { ...withCertificate(first), ...options });
     return proxy;
@@ -333,7 +190,7 @@ describe.skipIf(!openssl)('from the upstream', () => {
   });
 });
 
-describe.skipIf(!openssl)('towards a next hop', () => {
+describe('towards a next hop', () => {
   async function startTo(peer: TlsPeer, query = '', options: Options = {}, scheme = 'smtp') {
     proxy = await startProxyOnly({ route: [`*=${scheme}://127.0.0.1:${peer.port}${query}`], ...options });
     return await proxy.client();
@@ -347,7 +204,7 @@ describe.skipIf(!openssl)('towards a next hop', () => {
   it.each(['', '?tls=opportunistic', '?tls=require'])(
     'uses STARTTLS with a self-signed certificate ("%s")',
     async (query) => {
-      const peer = await TlsPeer.start();
+      const peer = await TlsPeer.start({}, own);
       expect(await send(await startTo(peer, query))).toMatch(/^250 2\.0\.0 queued/);
       expect(peer.lines('MAIL')).toMatchObject([{ secure: true }]);
       expect(peer.lines('EHLO').map(({ secure }) => secure)).toEqual([false, true]);
@@ -359,7 +216,7 @@ describe.skipIf(!openssl)('towards a next hop', () => {
   it.each(['close', 'garbage', 'stall'] as const)(
     'falls back to clear when the handshake ends in %s (opportunistic)',
     async (handshake) => {
-      const peer = await TlsPeer.start({ handshake });
+      const peer = await TlsPeer.start({ handshake }, own);
       expect(await send(await startTo(peer, '', { connectRetries: 0 }))).toMatch(/^250 /);
       expect(peer.lines('MAIL')).toMatchObject([{ secure: false }]);
       expect(peer.messages).toHaveLength(1);
@@ -369,7 +226,7 @@ describe.skipIf(!openssl)('towards a next hop', () => {
   );
 
   it('goes on in clear when STARTTLS is refused (opportunistic)', async () => {
-    const peer = await TlsPeer.start({ startTls: '454 4.7.0 not now' });
+    const peer = await TlsPeer.start({ startTls: '454 4.7.0 not now' }, own);
     expect(await send(await startTo(peer))).toMatch(/^250 /);
     expect(peer.lines('MAIL')).toMatchObject([{ secure: false }]);
   });
@@ -385,7 +242,7 @@ describe.skipIf(!openssl)('towards a next hop', () => {
   ] satisfies [string, string, PeerOptions][])(
     'is not used without what is demanded: %s',
     async (_, query, how) => {
-      const peer = await TlsPeer.start(how);
+      const peer = await TlsPeer.start(how, own);
       const client = await startTo(peer, query, query === '' ? { downstreamTls: 'verify' } : {});
       await client.command('MAIL FROM:<s@src.example>');
       expect(await client.command('RCPT TO:<u@a.example>')).toMatch(
@@ -397,15 +254,124 @@ describe.skipIf(!openssl)('towards a next hop', () => {
     },
   );
 
+  describe('whose authority is pinned', () => {
+    let pinned: Issued;
+    let between: Issued;
+    let noAuthority: Issued;
+    let other: Issued;
+    let query: string;
+
+    beforeAll(async () => {
+      pinned = issueAuthority('pinned');
+      between = issueAuthority('between', pinned);
+      noAuthority = issue({ name: 'no authority', for: ['mx.example'], issuer: pinned });
+      other = issueAuthority('other');
+      query = `?ca=${(await write(pinned)).cert}`;
+      await write(other);
+    });
+
+    const peerWith = async (leaf: Issued, chain = '', options: PeerOptions = {}) =>
+      await TlsPeer.start(options, { cert: leaf.cert + chain, key: leaf.key });
+
+    it.each(['smtp', 'smtps'])('is trusted over %s://, and hears the name of sni=', async (scheme) => {
+      const leaf = issue({ name: 'leaf', for: ['mx.example'], issuer: between });
+      const peer = await peerWith(leaf, between.cert, { implicit: scheme === 'smtps' });
+      const client = await startTo(peer, `${query}&sni=mx.example&tls=verify`, {}, scheme);
+      expect(await send(client)).toMatch(/^250 2\.0\.0 queued/);
+      expect(peer.lines('MAIL')).toMatchObject([{ secure: true }]);
+      expect(peer.names).toEqual(['mx.example']);
+      expect(await attempts('ok')).toBe(1);
+    });
+
+    it('is verified by its address without sni=, and ca= alone means verify', async () => {
+      const peer = await peerWith(issue({ name: 'leaf', for: ['127.0.0.1'], issuer: pinned }));
+      expect(await send(await startTo(peer, query, { downstreamTls: 'off' }))).toMatch(/^250 /);
+      expect(peer.lines('MAIL')).toMatchObject([{ secure: true }]);
+      expect(peer.names).toEqual([false]);
+    });
+
+    it.each([
+      ['the name is another', () => issue({ name: 'a', for: ['x.example'], issuer: pinned }), 'another name'],
+      [
+        'the certificate has expired',
+        () => issue({ name: 'b', for: ['mx.example'], issuer: pinned, from: -9, until: -1 }),
+        'expired',
+      ],
+      [
+        'the certificate is not valid yet',
+        () => issue({ name: 'c', for: ['mx.example'], issuer: pinned, from: 1 }),
+        'not valid yet',
+      ],
+      [
+        'another authority has signed',
+        () => issue({ name: 'd', for: ['mx.example'], issuer: other }),
+        'trusted authority',
+      ],
+      [
+        'an authority of the same name has signed',
+        () => issue({ name: 'e', for: ['mx.example'], issuer: issueAuthority('pinned') }),
+        /451 4\.4\.1 /,
+      ],
+      ['it signs itself', () => issue({ name: 'f', for: ['mx.example'] }), 'trusted authority'],
+      [
+        'one that is no authority has signed',
+        () => issue({ name: 'g', for: ['mx.example'], issuer: noAuthority }),
+        'trusted authority',
+      ],
+    ] satisfies [string, () => Issued, string | RegExp][])(
+      'is not used when %s, and the upstream hears why',
+      async (_, leaf, reason) => {
+        for (const [scheme, implicit] of [
+          ['smtp', false],
+          ['smtps', true],
+        ] as const) {
+          const peer = await peerWith(leaf(), noAuthority.cert, { implicit });
+          const client = await startTo(peer, `${query}&sni=mx.example`, { connectRetries: 0 }, scheme);
+          await client.command('MAIL FROM:<s@src.example>');
+          const reply = await client.command('RCPT TO:<u@a.example>');
+          expect(reply).toMatch(/^451 4\.4\.1 .* after 1 attempt: /);
+          expect(reply).toMatch(reason);
+          expect(peer.lines('MAIL')).toHaveLength(0);
+          expect(await attempts('tls')).toBe(1);
+          await proxy!.close();
+        }
+      },
+    );
+
+    it('is trusted by the new file after a reload, and the old config stays when it cannot be read', async () => {
+      const peer = await peerWith(issue({ name: 'leaf', for: ['127.0.0.1'], issuer: other }));
+      const file = join(directory, 'reloaded.pem');
+      await writeFile(file, pinned.cert);
+      const client = await startTo(peer, `?ca=${file}`, { connectRetries: 0 });
+      expect(await send(client)).toMatch(/^554 5\.5\.1 /);
+      expect(await attempts('tls')).toBe(1);
+      const route = [`*=smtp://127.0.0.1:${peer.port}?ca=${file}`];
+      const parsed = parseConfig({ file: { ...QUICK, route } });
+      if (!parsed.ok) throw new Error(parsed.errors.join());
+      await rm(file);
+      await expect(proxy!.proxy.reload(parsed.config)).rejects.toThrow(/cannot be read/);
+      expect(await send(await proxy!.client())).toMatch(/^554 5\.5\.1 /);
+      expect(await attempts('tls')).toBe(2);
+      await writeFile(file, other.cert);
+      await proxy!.proxy.reload(parsed.config);
+      expect(await send(await proxy!.client())).toMatch(/^250 /);
+    });
+
+    it('is an error at the start when the file holds no certificate', async () => {
+      const route = [`*=smtp://127.0.0.1:1?ca=${first.key}`];
+      await expect(startProxyOnly({ route })).rejects.toThrow(/holds no PEM certificate/);
+    });
+  });
+
   it('does not use TLS with off', async () => {
-    const peer = await TlsPeer.start();
+    const peer = await TlsPeer.start({}, own);
     expect(await send(await startTo(peer, '?tls=off'))).toMatch(/^250 /);
     expect(peer.lines('STARTTLS')).toHaveLength(0);
     expect(peer.lines('MAIL')).toMatchObject([{ secure: false }]);
   });
 
   it('smtps:// is TLS from the first byte', async () => {
-    const peer = await TlsPeer.start({ implicit: true });
+    const peer = await TlsPeer.start({ implicit: true }, own);
     expect(await send(await startTo(peer, '', {}, 'smtps'))).toMatch(/^250 /);
     expect(peer.lines('MAIL')).toMatchObject([{ secure: true }]);
     expect(peer.lines('EHLO')).toHaveLength(1);
@@ -416,7 +382,7 @@ describe.skipIf(!openssl)('towards a next hop', () => {
     ['smtps:// with a broken handshake', '', { implicit: true, handshake: 'close' }],
     ['smtps:// with a stalled handshake', '', { implicit: true, handshake: 'stall' }],
   ] satisfies [string, string, PeerOptions][])('never falls back from %s', async (_, query, how) => {
-    const peer = await TlsPeer.start(how);
+    const peer = await TlsPeer.start(how, own);
     const client = await startTo(peer, query, { connectRetries: 0 }, 'smtps');
     await client.command('MAIL FROM:<s@src.example>');
     expect(await client.command('RCPT TO:<u@a.example>')).toMatch(/^451 4\.4\.1 /);
@@ -427,7 +393,7 @@ describe.skipIf(!openssl)('towards a next hop', () => {
   it('discards plaintext that a next hop (or who is in between) sends behind its 220', async () => {
     const injected =
       '220 go ahead\r\n250-peer.example\r\n250-XINJECTED\r\n250 SIZE 1\r\n250 2.0.0 ok\r\n250 ok';
-    const peer = await TlsPeer.start({ startTls: injected });
+    const peer = await TlsPeer.start({ startTls: injected }, own);
     const client = await startTo(peer, '?tls=require');
     // With the injected SIZE this would be 552.
     expect(await client.command('MAIL FROM:<s@src.example> SIZE=5000')).toMatch(/^250/);
@@ -443,7 +409,7 @@ describe.skipIf(!openssl)('towards a next hop', () => {
   });
 
   it('drops a leg over TLS in mid-body without a dot, and without a tail', async () => {
-    const peer = await TlsPeer.start();
+    const peer = await TlsPeer.start({}, own);
     const client = await startTo(peer);
     expect(await client.envelope('s@src.example', ['u@a.example'])).toMatch(/^354/);
     client.write('Subject: x\r\n\r\ntext\r\n.');
@@ -461,13 +427,13 @@ describe.skipIf(!openssl)('towards a next hop', () => {
     const PLAIN = `AUTH PLAIN ${btoa('\0user\0pa%ss')}`;
 
     it('go by AUTH PLAIN over TLS', async () => {
-      const peer = await TlsPeer.start({ auth: 'LOGIN PLAIN' });
+      const peer = await TlsPeer.start({ auth: 'LOGIN PLAIN' }, own);
       expect(await send(await startTo(peer, '', authRoute(peer)))).toMatch(/^250/);
       expect(peer.lines('AUTH')).toEqual([{ line: PLAIN, secure: true }]);
     });
 
     it('go by AUTH LOGIN where nothing else is offered', async () => {
-      const peer = await TlsPeer.start({ auth: 'LOGIN' });
+      const peer = await TlsPeer.start({ auth: 'LOGIN' }, own);
       expect(await send(await startTo(peer, '', authRoute(peer)))).toMatch(/^250/);
       const at = peer.heard.findIndex(({ line }) => line === 'AUTH LOGIN');
       expect(peer.heard.slice(at, at + 3)).toEqual([
@@ -478,19 +444,19 @@ describe.skipIf(!openssl)('towards a next hop', () => {
     });
 
     it('go over smtps://', async () => {
-      const peer = await TlsPeer.start({ auth: 'PLAIN', implicit: true });
+      const peer = await TlsPeer.start({ auth: 'PLAIN', implicit: true }, own);
       expect(await send(await startTo(peer, '', authRoute(peer, '', '127.0.0.1', 'smtps')))).toMatch(/^250/);
       expect(peer.lines('AUTH')).toEqual([{ line: PLAIN, secure: true }]);
     });
 
     it('go in clear over loopback', async () => {
-      const peer = await TlsPeer.start({ auth: 'PLAIN', startTls: null });
+      const peer = await TlsPeer.start({ auth: 'PLAIN', startTls: null }, own);
       expect(await send(await startTo(peer, '', authRoute(peer)))).toMatch(/^250/);
       expect(peer.lines('AUTH')).toEqual([{ line: PLAIN, secure: false }]);
     });
 
     it('that are refused make the next hop unreachable, and the reply does not tell them', async () => {
-      const peer = await TlsPeer.start({ auth: 'PLAIN', refuseAuth: true });
+      const peer = await TlsPeer.start({ auth: 'PLAIN', refuseAuth: true }, own);
       const client = await startTo(peer, '', authRoute(peer));
       await client.command('MAIL FROM:<s@src.example>');
       const reply = await client.command('RCPT TO:<u@a.example>');
@@ -504,7 +470,7 @@ describe.skipIf(!openssl)('towards a next hop', () => {
       .find((each) => each?.family === 'IPv4' && !each.internal)?.address;
 
     describe.skipIf(outside === undefined)('beyond loopback', () => {
-      const atOutside = async (how: PeerOptions) => await TlsPeer.start({ ...how, host: outside! });
+      const atOutside = async (how: PeerOptions) => await TlsPeer.start({ ...how, host: outside! }, own);
 
       it.each([
         ['without STARTTLS', { startTls: null }],
@@ -528,7 +494,7 @@ describe.skipIf(!openssl)('towards a next hop', () => {
   });
 });
 
-describe.skipIf(!openssl)('a reload', () => {
+describe('a reload', () => {
   function configOf(options: Options) {
     const parsed = parseConfig({ file: { ...QUICK, ...options } });
     if (!parsed.ok) throw new Error(parsed.errors.join('\n'));
@@ -558,13 +524,23 @@ describe.skipIf(!openssl)('a reload', () => {
     await before.startTls();
     await before.command('EHLO client.example');
     expect(await before.envelope('s@src.example', ['u@a.example'])).toMatch(/^354/);
+    const implicit = new Client(
+      tls.connect({ port: securePort, host: '127.0.0.1', rejectUnauthorized: false }),
+    );
+    expect(await implicit.reply()).toMatch(/^220 /);
+    expect(await implicit.command('EHLO client.example')).toMatch(/^250/);
     expect(await subject(plainPort, false)).toBe('first.example');
+    expect(await subject(securePort, true)).toBe('first.example');
     await running.reload(configOf({ listen: LISTEN, route, ...withCertificate(second) }));
     expect(await subject(plainPort, false)).toBe('second.example');
     expect(await subject(securePort, true)).toBe('second.example');
     before.write('x\r\n.\r\n');
     expect(await before.reply()).toMatch(/^250/);
     expect(await before.send('s@src.example', ['u@a.example'], 'x\r\n')).toMatch(/^250/);
+    expect(await implicit.send('s@src.example', ['u@a.example'], 'x\r\n')).toMatch(/^250/);
+    for (const { socket } of [before, implicit])
+      expect((socket as tls.TLSSocket).getPeerCertificate().subject.CN).toBe('first.example');
+    implicit.destroy();
   });
 
   it('that adds a certificate makes new sessions offer STARTTLS', async () => {

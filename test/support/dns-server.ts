@@ -16,7 +16,11 @@ type Records = Readonly<{
   A?: readonly string[] | Failure;
   AAAA?: readonly string[] | Failure;
   TXT?: readonly string[] | Failure;
+  /** [usage, selector, matching type, data]. */
+  TLSA?: readonly (readonly [number, number, number, Buffer])[] | Failure;
   CNAME?: string;
+  /** Whether answers say that DNSSEC has proved them (AD). */
+  ad?: boolean;
   /** Seconds, for all records of the name; 60 unless given. */
   ttl?: number;
 }>;
@@ -24,13 +28,15 @@ type Records = Readonly<{
 /** By name, lower case, without the final dot. */
 export type Zone = Readonly<Record<string, Records | Failure>>;
 
-type RecordType = 'A' | 'AAAA' | 'CNAME' | 'MX' | 'SOA' | 'TXT';
+type RecordType = 'A' | 'AAAA' | 'CNAME' | 'MX' | 'SOA' | 'TLSA' | 'TXT';
 
 type Question = Readonly<{ id: Buffer; name: string; type: number; flags: number; raw: Buffer }>;
 type ResourceRecord = Readonly<{ name: string; type: RecordType; ttl: number; data: Buffer }>;
-type Answer = Readonly<{ rcode: number; records: readonly ResourceRecord[] }>;
+type Answer = Readonly<{ rcode: number; records: readonly ResourceRecord[]; secure?: boolean }>;
 
-const TYPES: Readonly<Record<RecordType, number>> = { A: 1, CNAME: 5, SOA: 6, MX: 15, TXT: 16, AAAA: 28 };
+const TYPES: Readonly<Record<RecordType, number>> = {
+  ...{ A: 1, CNAME: 5, SOA: 6, MX: 15, TXT: 16, AAAA: 28, TLSA: 52 },
+};
 const RCODES = { NOERROR: 0, SERVFAIL: 2, NXDOMAIN: 3, REFUSED: 5 } as const;
 const HEADER_OCTETS = 12;
 const MAX_UDP_OCTETS = 512;
@@ -131,9 +137,11 @@ export async function startDnsServer(
 /** Null: no answer. */
 function answerFrom(zone: Zone, asked: string, type: RecordType | null): Answer | null {
   const records: ResourceRecord[] = [];
+  let secure = true;
   let name = asked;
   for (let hop = 0; hop <= MAX_CNAMES; hop++) {
     const entry = Object.hasOwn(zone, name) ? zone[name]! : 'NXDOMAIN';
+    secure &&= typeof entry === 'object' && entry.ad === true;
     const found = typeof entry === 'string' ? entry : dataOf(entry, type);
     if (found === 'TIMEOUT') return null;
     if (typeof found === 'string') return { rcode: RCODES[found], records };
@@ -141,7 +149,7 @@ function answerFrom(zone: Zone, asked: string, type: RecordType | null): Answer 
     const { type: foundType, target } = found;
     records.push(...found.data.map((data) => ({ name, type: foundType, ttl, data })));
     // RFC 1034 §3.6.2: an alias is followed, unless it is what was asked for.
-    if (target === null || type === 'CNAME') return { rcode: RCODES.NOERROR, records };
+    if (target === null || type === 'CNAME') return { rcode: RCODES.NOERROR, records, secure };
     name = target.toLowerCase();
   }
   return { rcode: RCODES.SERVFAIL, records: [] };
@@ -159,7 +167,11 @@ function dataOf(entry: Records, type: RecordType | null): Data | Failure {
   return { type, data: given.map((value) => encodeData(type, value)), target: null };
 }
 
-function encodeData(type: RecordType, value: string | readonly [number, string]): Buffer {
+type Value = string | readonly [number, string] | readonly [number, number, number, Buffer];
+
+function encodeData(type: RecordType, value: Value): Buffer {
+  if (typeof value !== 'string' && value.length === 4)
+    return Buffer.concat([Buffer.from(value.slice(0, 3) as number[]), value[3]]);
   if (typeof value !== 'string') return Buffer.concat([uint16(value[0]), encodeName(value[1])]);
   if (type === 'A' || type === 'AAAA') return Buffer.from(ipaddr.parse(value).toByteArray());
   return Buffer.concat([Buffer.from([value.length]), Buffer.from(value, 'latin1')]);
@@ -189,11 +201,12 @@ function parseQuery(message: Buffer): Question | null {
   };
 }
 
-function encode(question: Question, { rcode, records }: Answer, truncated: boolean): Buffer {
+function encode(question: Question, { rcode, records, secure }: Answer, truncated: boolean): Buffer {
   const isNegative = rcode === RCODES.NXDOMAIN || (rcode === RCODES.NOERROR && !hasAnswer(question, records));
   const authority = isNegative && !truncated ? [encodeRecord(soaFor(question.name))] : [];
   // RFC 1035 §4.1.1: QR and AA; RD as asked, and RA, because stub resolvers want it.
-  const flags = 0x8480 | (question.flags & 0x0100) | (truncated ? 0x0200 : 0) | rcode;
+  const ad = secure === true ? 0x0020 : 0;
+  const flags = 0x8480 | (question.flags & 0x0100) | (truncated ? 0x0200 : 0) | ad | rcode;
   const counts = [1, records.length, authority.length, 0].map(uint16);
   return Buffer.concat([
     ...[question.id, uint16(flags), ...counts, question.raw],

@@ -1,7 +1,13 @@
 // The proxy under test, in this process, with short deadlines, quiet, and ports chosen by the system.
 import { setTimeout as sleep } from 'node:timers/promises';
 import pino from 'pino';
-import { createProxy, type Options, type Proxy as RunningProxy } from '../../src/app.ts';
+import {
+  createProxyFromConfig,
+  type Options,
+  type Outside,
+  type Proxy as RunningProxy,
+} from '../../src/app.ts';
+import { type Config, parseConfig } from '../../src/config.ts';
 import { Client } from './client.ts';
 import { Sink, type SinkOptions } from './sink.ts';
 
@@ -74,13 +80,23 @@ export async function startProxy(sinks: readonly SinkOptions[], options: Options
   return await startProxyOnly({ route, ...options }, started);
 }
 
-export async function startProxyOnly(options: Options, sinks: readonly Sink[] = []): Promise<TestProxy> {
+export async function startProxyOnly(
+  options: Options,
+  sinks: readonly Sink[] = [],
+  outside: Outside = {},
+): Promise<TestProxy> {
   const log: Line[] = [];
   const logger = pino(
     { level: 'debug' },
     { write: (text: string) => void log.push(JSON.parse(text) as Line) },
   );
-  return new TestProxy(await createProxy({ ...QUICK, ...options }, logger), log, sinks);
+  return new TestProxy(await createProxyFromConfig(configOf(options), logger, outside), log, sinks);
+}
+
+export function configOf(options: Options): Config {
+  const parsed = parseConfig({ file: { ...QUICK, ...options } });
+  if (!parsed.ok) throw new Error(parsed.errors.join('\n'));
+  return parsed.config;
 }
 
 export function portOf(url: string): number {

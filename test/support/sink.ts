@@ -2,8 +2,10 @@
 // be told to misbehave. Raw sockets, no library, so that it can do what a library would not.
 import { once } from 'node:events';
 import net, { type AddressInfo, type Socket } from 'node:net';
+import { createSecureContext, type SecureContextOptions, TLSSocket } from 'node:tls';
 
 export type Phase = 'greeting' | 'ehlo' | 'mail' | 'rcpt' | 'data' | 'body' | 'dot';
+type Scripted = Phase | 'xclient' | 'xforward';
 
 /** A reply (without CRLF; several lines joined by \n), or what to do instead of replying. */
 export type Act =
@@ -16,9 +18,13 @@ export type Received = { mail: string; rcpts: string[]; body: Buffer; helo: stri
 
 export type SinkOptions = {
   /** By phase; a function sees the command line and how often the phase was reached on this server. */
-  script?: Partial<Record<Phase, Act | ((line: string, nth: number, session: SinkSession) => Act | null)>>;
-  extensions?: string[];
+  script?: Partial<Record<Scripted, Act | ((line: string, nth: number, session: SinkSession) => Act | null)>>;
+  extensions?: string[] | ((session: SinkSession) => string[]);
   lmtp?: boolean;
+  /** A PROXY header (version 2) is read before anything else. */
+  proxyProtocol?: boolean;
+  /** STARTTLS is taken, or with `implicit` TLS begins at once. */
+  tls?: SecureContextOptions & { implicit?: boolean };
   /** Stop reading the socket in the body after this many octets, until release() is called. */
   stopReadingAfter?: number;
   host?: string;
@@ -30,7 +36,8 @@ export type SinkOptions = {
 export type SinkEvent = { at: number; what: string };
 
 export class SinkSession {
-  readonly socket: Socket;
+  socket: Socket;
+  proxyHeader: Buffer | null = null;
   readonly commands: string[] = [];
   /** Everything read, raw. */
   raw = Buffer.alloc(0);
@@ -59,12 +66,22 @@ export class Sink {
   readonly events: SinkEvent[] = [];
   readonly #options: SinkOptions;
   readonly #server: net.Server;
-  readonly #counts = new Map<Phase, number>();
+  readonly #counts = new Map<Scripted, number>();
   readonly #timers = new Set<NodeJS.Timeout>();
 
   constructor(options: SinkOptions) {
     this.#options = options;
-    this.#server = net.createServer({ noDelay: true }, (socket) => this.#serve(new SinkSession(socket)));
+    this.#server = net.createServer({ noDelay: true }, (socket) => void this.#accept(socket));
+  }
+
+  async #accept(socket: Socket): Promise<void> {
+    const session = new SinkSession(socket);
+    this.sessions.push(session);
+    socket.on('error', () => {});
+    const { proxyProtocol, tls } = this.#options;
+    if (proxyProtocol) session.proxyHeader = await readProxyHeader(socket);
+    if (tls?.implicit) secure(session, tls);
+    this.#serve(session);
   }
 
   static async start(options: SinkOptions = {}): Promise<Sink> {
@@ -82,6 +99,10 @@ export class Sink {
     return `${this.#options.lmtp ? 'lmtp' : 'smtp'}://127.0.0.1:${this.port}`;
   }
 
+  get host(): string {
+    return this.url.slice(this.url.indexOf('//') + 2);
+  }
+
   get connections(): number {
     return this.sessions.length;
   }
@@ -95,8 +116,6 @@ export class Sink {
 
   #serve(session: SinkSession): void {
     const { socket } = session;
-    this.sessions.push(session);
-    socket.on('error', () => {});
     socket.on('close', () => {
       session.closed = true;
       this.#options.onWire?.(session, 'closed', '');
@@ -106,7 +125,7 @@ export class Sink {
     let mail = '';
     let rcpts: string[] = [];
     let body = Buffer.alloc(0);
-    const perform = (phase: Phase, line: string, fallback: string) =>
+    const perform = (phase: Scripted, line: string, fallback: string) =>
       this.#perform(session, phase, line, fallback);
 
     const onBody = () => {
@@ -151,10 +170,21 @@ export class Sink {
         case 'LHLO':
         case 'HELO': {
           session.helo = line.slice(5);
-          const lines = ['sink.example', ...(this.#options.extensions ?? DEFAULT_EXTENSIONS)];
+          const { extensions = DEFAULT_EXTENSIONS } = this.#options;
+          const offers = typeof extensions === 'function' ? extensions(session) : extensions;
+          const lines = ['sink.example', ...offers];
           const last = lines.length - 1;
           perform('ehlo', line, lines.map((text, i) => `250${i === last ? ' ' : '-'}${text}`).join('\n'));
           return;
+        }
+        case 'XCLI':
+          return void perform('xclient', line, '220 sink.example ESMTP');
+        case 'XFOR':
+          return void perform('xforward', line, '250 2.0.0 ok');
+        case 'STAR': {
+          this.#write(session, '220 go ahead');
+          socket.removeAllListeners('data');
+          return void secure(session, this.#options.tls!).on('data', onData);
         }
         case 'MAIL': {
           const said = perform('mail', line, '250 2.1.0 ok');
@@ -179,13 +209,13 @@ export class Sink {
           return this.#write(session, '250 2.0.0 ok');
         case 'QUIT':
           this.#write(session, '221 2.0.0 bye');
-          return void socket.end();
+          return void session.socket.end();
         default:
           return this.#write(session, '250 2.0.0 ok');
       }
     };
 
-    socket.on('data', (chunk) => {
+    const onData = (chunk: Buffer) => {
       this.#options.onWire?.(session, 'read', chunk.toString('latin1'));
       session.raw = Buffer.concat([session.raw, chunk]);
       buffer = Buffer.concat([buffer, chunk]);
@@ -200,12 +230,13 @@ export class Sink {
         buffer = buffer.subarray(lf + 2);
         onLine(line);
       }
-    });
+    };
+    socket.on('data', onData);
     perform('greeting', '', '220 sink.example ESMTP');
   }
 
   /** The reply that was or will be given, null where there is none. */
-  #perform(session: SinkSession, phase: Phase, line: string, fallback: string): string | null {
+  #perform(session: SinkSession, phase: Scripted, line: string, fallback: string): string | null {
     const nth = this.#counts.get(phase) ?? 0;
     this.#counts.set(phase, nth + 1);
     const scripted = this.#options.script?.[phase];
@@ -268,6 +299,27 @@ export class Sink {
   #log(what: string): void {
     this.events.push({ at: performance.now(), what });
   }
+}
+
+/** 16 octets, and as many as the last two of them say. */
+async function readProxyHeader(socket: Socket): Promise<Buffer> {
+  const read = async (octets: number): Promise<Buffer> => {
+    for (;;) {
+      const got = socket.read(octets) as Buffer | null;
+      if (got !== null) return got;
+      await once(socket, 'readable');
+    }
+  };
+  const head = await read(16);
+  const length = head.readUInt16BE(14);
+  return length === 0 ? head : Buffer.concat([head, await read(length)]);
+}
+
+function secure(session: SinkSession, tls: SecureContextOptions): TLSSocket {
+  const secured = new TLSSocket(session.socket, { isServer: true, secureContext: createSecureContext(tls) });
+  secured.on('error', () => {});
+  session.socket = secured;
+  return secured;
 }
 
 const DEFAULT_EXTENSIONS = [

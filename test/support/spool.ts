@@ -41,6 +41,7 @@ export function queuedMessage(
     id,
     queuedAt: Date.now(),
     sender: senderOf(mail),
+    client: null,
     recipients: rcpts.map(pending),
     octets: QUEUED_BODY.length,
     crc32: crc32(QUEUED_BODY),

@@ -20,8 +20,9 @@ const TOOLS = {
   xfs_io: 'xfsprogs',
   'mkfs.ext4': 'e2fsprogs',
   faketime: 'faketime',
-  haproxy: 'haproxy',
-  nginx: 'nginx',
+  prometheus: 'prometheus',
+  promtool: 'prometheus',
+  chromium: 'chromium',
 } as const;
 export type Tool = keyof typeof TOOLS;
 
@@ -141,7 +142,7 @@ export function collect(child: ChildProcess): () => string {
 }
 
 /** A port that was free a moment ago. */
-async function freePort(): Promise<number> {
+export async function freePort(): Promise<number> {
   const server = net.createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');
   const { port } = server.address() as AddressInfo;

@@ -32,6 +32,8 @@ const host = (over: object) => ({
   port: 25,
   auth: null,
   tls: 'opportunistic',
+  sni: null,
+  ca: null,
   ...over,
 });
 
@@ -42,9 +44,12 @@ test('has the defaults of the contract when nothing is given', () => {
     mixed: 'fail',
     listen: [{ protocol: 'smtp', host: '127.0.0.1', port: 2525 }],
     http: { host: '127.0.0.1', port: 9525 },
+    httpDetails: false,
     hostname: 'mx1.example.net',
     routes: [{ pattern: '*', nextHop: { kind: 'mx' } }],
     trust: ['127.0.0.0/8', '::1/128'],
+    proxyProtocol: [],
+    xclient: [],
     acceptDomains: [],
     dns: [],
     mxPort: 25,
@@ -80,6 +85,9 @@ test('has the defaults of the contract when nothing is given', () => {
     tlsKey: null,
     requireTls: false,
     downstreamTls: 'opportunistic',
+    forwardClient: 'none',
+    mtaSts: 'off',
+    dane: 'off',
     logLevel: 'info',
     logFormat: 'json',
   });
@@ -121,6 +129,8 @@ describe('good values', () => {
     ],
     ['trust', ['::ffff:10.0.0.0/104'], 'trust', ['10.0.0.0/8']],
     ['trust', ['none'], 'trust', []],
+    ['proxy-protocol', ['10.0.0.9/8', '::1'], 'proxyProtocol', ['10.0.0.0/8', '::1/128']],
+    ['xclient', ['0.0.0.0/0'], 'xclient', ['0.0.0.0/0']],
     ['mxAllow', ['0.0.0.0/0'], 'mxAllow', ['0.0.0.0/0']],
     [
       'acceptDomain',
@@ -135,8 +145,10 @@ describe('good values', () => {
       ['192.0.2.53:53', '192.0.2.53:5353', '[::1]:53', '[::1]:54'],
     ],
     ['requireTls', false, 'requireTls', false],
+    ['httpDetails', 'on', 'httpDetails', true],
     ['requireTls', 'off', 'requireTls', false],
     ['downstreamTls', 'verify', 'downstreamTls', 'verify'],
+    ['forwardClient', 'xclient', 'forwardClient', 'xclient'],
     ['logLevel', 'debug', 'logLevel', 'debug'],
     ['mode', 'fast-path', 'mode', 'fast-path'],
     ['mode', 'spool', 'mode', 'spool'],
@@ -199,6 +211,8 @@ describe('bad values are named with what to write instead', () => {
     ['trust', '::1/129', 'must be an address or a network'],
     ['trust', '10.0.0.0/8/8', 'must be an address or a network'],
     ['trust', 'localhost', 'must be an address or a network'],
+    ['proxy-protocol', 'haproxy', 'must be an address or a network'],
+    ['xclient', '10.0.0.0/33', 'must be an address or a network'],
     ['accept-domain', '*.example.com', '.example.com for its subdomains'],
     ['accept-domain', 'exa%6dple.com', 'must be a domain'],
     ['dns', 'ns.example.com:53', "resolver's IP address"],
@@ -255,6 +269,16 @@ describe('routes', () => {
     ],
     ['smtp://u:a/b?c#d@e@10.0.0.5', [host({ auth: { user: 'u', pass: 'a/b?c#d@e' } })]],
     ['smtp://10.0.0.5?tls=off, smtp://10.0.0.5:26', [host({ tls: 'off' }), host({ port: 26 })]],
+    ['smtp://10.0.0.5?sni=Mail.Example.com', [host({ sni: 'mail.example.com' })]],
+    ['smtp://10.0.0.5?ca=/etc/ssl/ca.pem', [host({ ca: '/etc/ssl/ca.pem', tls: 'verify' })]],
+    [
+      'smtp://10.0.0.5/?ca=a%2Cb%26c%40%3D%25.pem&sni=m.example&tls=verify',
+      [host({ ca: 'a,b&c@=%.pem', sni: 'm.example', tls: 'verify' })],
+    ],
+    [
+      'smtp://u:p@10.0.0.5?ca=x=y.pem',
+      [host({ auth: { user: 'u', pass: 'p' }, ca: 'x=y.pem', tls: 'verify' })],
+    ],
   ])('*=%s', (hosts, expected) => {
     expect(good({ flags: { route: [`*=${hosts}`] } }).routes).toEqual([
       { pattern: '*', nextHop: { kind: 'static', hosts: expected } },
@@ -273,7 +297,18 @@ describe('routes', () => {
     ['*=smtp://10.0.0.5:0', 'needs a port from 1 to 65535'],
     ['*=smtp://:25', 'must be host:port'],
     ['*=smtp://10.0.0.5?tls=maybe', 'must be one of opportunistic'],
-    ['*=smtp://10.0.0.5?auth=plain', 'takes only ?tls='],
+    ['*=smtp://10.0.0.5?auth=plain', 'takes only ?tls=POLICY&sni=NAME&ca=FILE, each at most once'],
+    ['*=smtp://10.0.0.5?tls=verify&tls=off', 'each at most once'],
+    ['*=smtp://10.0.0.5?verify', 'takes only ?tls='],
+    ['*=smtp://10.0.0.5?toString=x', 'takes only ?tls='],
+    ['*=smtp://10.0.0.5?tls=off&sni=m.example', 'sni= or ca= with tls=off'],
+    ['*=smtp://10.0.0.5?ca=c.pem&tls=off', 'sni= or ca= with tls=off'],
+    ['*=smtp://10.0.0.5?ca=c.pem&tls=require', 'use tls=verify'],
+    ['*=smtp://10.0.0.5?sni=192.0.2.1', 'bad ?sni='],
+    ['*=smtp://10.0.0.5?sni=', 'bad ?sni='],
+    ['*=smtp://10.0.0.5?ca=', 'bad ?ca='],
+    ['*=smtp://10.0.0.5?ca=%00', 'bad ?ca='],
+    ['*=smtp://10.0.0.5?ca=100%', 'broken percent escape in ca='],
     ['*=smtps://10.0.0.5?tls=off', 'use smtp:// instead'],
     ['*=smtp://user@10.0.0.5', 'needs both user and password'],
     ['*=smtp://user:@10.0.0.5', 'empty user or password'],
@@ -290,6 +325,15 @@ describe('routes', () => {
       kind: 'static',
       hosts: [host({ tls: 'verify' }), host({ port: 26, tls: 'off' })],
     });
+  });
+
+  test('with sni= but no TLS by --downstream-tls off are refused, and with ca= they are verified', () => {
+    const flags = (query: string) => ({ route: [`*=smtp://10.0.0.5?${query}`], downstreamTls: 'off' });
+    expect(errorsOf({ flags: flags('sni=m.example') })).toEqual([
+      '--route *=: has sni=, but no TLS by --downstream-tls off; add tls=',
+    ]);
+    const [found] = good({ flags: flags('sni=m.example&ca=c.pem') }).routes;
+    expect(found?.nextHop).toMatchObject({ hosts: [{ tls: 'verify' }] });
   });
 
   test('stay encrypted over smtps:// when --downstream-tls is off', () => {
@@ -472,7 +516,7 @@ test('reports all errors together, each in the words of its source', () => {
   });
   expect(parsed).toEqual({
     ok: false,
-    tlsFiles: { tlsCert: 'c.pem', tlsKey: null },
+    tlsFiles: { tlsCert: 'c.pem', tlsKey: null, routes: [] },
     errors: [
       'a.yaml: lisetn: unknown key; the nearest known one is listen',
       '--route *=smtp://u:***@h:0: needs a port from 1 to 65535',
@@ -494,6 +538,7 @@ describe('options that contradict each other', () => {
   test.each<[flags: Record<string, unknown>, errors: readonly string[]]>([
     [{ tlsKey: 'k.pem' }, ['--tls-key k.pem: needs --tls-cert as well']],
     [{ requireTls: true }, ['--require-tls: needs --tls-cert and --tls-key']],
+    [{ dane: 'on' }, [expect.stringMatching(/^--dane on: needs --dns with resolvers that check DNSSEC/)]],
     [{ listen: ['smtps://[::1]:465'] }, ['--listen smtps://[::1]:465: needs --tls-cert and --tls-key']],
     [
       { listen: ['smtp://[::1]:25', 'smtp://[::1]:25'] },
@@ -522,35 +567,23 @@ describe('options that contradict each other', () => {
 });
 
 describe('what is not built yet is refused, and never accepted and ignored', () => {
-  test.each<[name: string, value: string, instead: string]>([
-    ['workers', 'auto', '1'],
-    ['forward-client', 'xclient', 'none'],
-    ['forward-client', 'xforward', 'none'],
-    ['forward-client', 'proxy', 'none'],
-  ])('--%s %s', (name, value, instead) => {
-    expect(errorsOf({ flags: { [name]: value } })).toEqual([
-      `--${name} ${value} is not available yet in this version; use --${name} ${instead}`,
-    ]);
-    expect(errorsOf({ env: { [envName(name)]: value } })).toEqual([
-      `${envName(name)}=${value} is not available yet in this version; use ${envName(name)}=${instead}`,
-    ]);
-    expect(errorsOf({ flags: { [name]: instead } })).toEqual([]);
-  });
+  test.each<[name: string, value: string, instead: string]>([['workers', 'auto', '1']])(
+    '--%s %s',
+    (name, value, instead) => {
+      expect(errorsOf({ flags: { [name]: value } })).toEqual([
+        `--${name} ${value} is not available yet in this version; use --${name} ${instead}`,
+      ]);
+      expect(errorsOf({ env: { [envName(name)]: value } })).toEqual([
+        `${envName(name)}=${value} is not available yet in this version; use ${envName(name)}=${instead}`,
+      ]);
+      expect(errorsOf({ flags: { [name]: instead } })).toEqual([]);
+    },
+  );
 
   test('--mixed split', () => {
     expect(errorsOf({ flags: { mixed: 'split' } })).toEqual([
       '--mixed split is not available yet in this version; use --mixed fail or spool',
     ]);
-  });
-
-  test.each([
-    ['proxy-protocol', '10.0.0.0/8'],
-    ['xclient', '10.0.0.0/8'],
-  ])('--%s', (name, value) => {
-    const error = 'is not available yet in this version; leave it out';
-    expect(errorsOf({ flags: { [name]: [value] } })).toEqual([`--${name} ${value} ${error}`]);
-    expect(errorsOf({ env: { [envName(name)]: value } })).toEqual([`${envName(name)}=${value} ${error}`]);
-    for (const nothing of ['none', []]) expect(errorsOf({ file: { [name]: nothing } })).toHaveLength(1);
   });
 });
 
@@ -561,6 +594,8 @@ test('starts as localhost where the machine has no proper name', () => {
 describe('warnings', () => {
   test.each<[flags: Record<string, unknown>, warning: RegExp]>([
     [{ trust: ['0.0.0.0/0'] }, /open relay/],
+    [{ proxyProtocol: ['0.0.0.0/0', '10.0.0.0/8'] }, /^proxyProtocol 0\.0\.0\.0\/0: everybody may pass/],
+    [{ xclient: ['10.0.0.0/8', '::/0'] }, /^xclient ::\/0: everybody may pass/],
     [{ rcptDeadline: '5m' }, /clients wait 5m/],
     [{ ackDeadline: '10m' }, /clients wait 10m .* will send it again/],
     [{ hostname: 'mx1' }, /hostname mx1: MX hosts may refuse/],
@@ -582,13 +617,16 @@ test('the config is frozen to the bottom', () => {
 });
 
 describe('describeConfig', () => {
+  const PINNED = 'b.test=smtp://10.0.0.6:25?sni=mx.b.test&ca=/etc/ssl/a%2Cb%26c.pem,smtp://c.test:25?sni=c';
   const flags = {
     listen: ['smtp://[::1]:0', 'smtps://127.0.0.1:465'],
     http: 'off',
     trust: ['none'],
+    proxyProtocol: ['10.0.0.7/32'],
+    xclient: ['10.0.0.8/31', '::1/128'],
     acceptDomain: ['.example.com'],
     dns: ['[::1]:54'],
-    route: ['a.test=mx', '*=smtp://u%40x:p%2Cw@10.0.0.5:587?tls=verify,smtps://[::1],lmtp://lda'],
+    route: ['a.test=mx', '*=smtp://u%40x:p%2Cw@10.0.0.5:587?tls=verify,smtps://[::1],lmtp://lda', PINNED],
     greetingDelay: '0',
     idleTimeout: '90s',
     ackTimeout: '1500ms',
@@ -597,7 +635,9 @@ describe('describeConfig', () => {
     tlsCert: 'c.pem',
     tlsKey: 'k.pem',
     requireTls: true,
-    downstreamTls: 'off',
+    downstreamTls: 'require',
+    mtaSts: 'on',
+    dane: 'on',
     fallback: 'spool',
     mixed: 'spool',
     memoryThreshold: '1KiB',
@@ -626,7 +666,8 @@ describe('describeConfig', () => {
     expect(parse(yaml)).toMatchObject({
       route: [
         'a.test=mx',
-        '*=smtp://u%40x:***@10.0.0.5:587?tls=verify,smtps://[::1]:465?tls=require,lmtp://lda:24',
+        '*=smtp://u%40x:***@10.0.0.5:587?tls=verify,smtps://[::1]:465,lmtp://lda:24',
+        PINNED,
       ],
       http: 'off',
       trust: [],
@@ -685,7 +726,7 @@ describe('loadConfig', () => {
     const name = path.join(directory, 'missing.yaml');
     expect(loadConfig({ machine, flags: { config: name } })).toMatchObject({
       ok: false,
-      errors: [expect.stringMatching(/^--config .*missing\.yaml: cannot be read: ENOENT/)],
+      errors: [expect.stringMatching(/^--config .*missing\.yaml: cannot be read: there is no such file/)],
     });
   });
 });

@@ -45,6 +45,7 @@ function message(mail = '<a@b.example>', changes: Partial<QueuedMessage> = {}): 
     id: 'm1',
     queuedAt: QUEUED_AT,
     sender: { mailbox: parsed.mailbox, params: parsed.params },
+    client: null,
     recipients: [],
     octets: 1000,
     crc32: 0,

@@ -21,6 +21,15 @@ const MESSAGE: QueuedMessage = {
     },
     params: { size: 12345, body: '8BITMIME', smtputf8: true, ret: 'HDRS', envid: 'QQ+ 1' },
   },
+  client: {
+    address: '2001:db8::1',
+    port: 54321,
+    name: 'client.example',
+    helo: 'hëlo',
+    extended: true,
+    localAddress: '2001:db8::2',
+    localPort: 25,
+  },
   recipients: [
     {
       mailbox: {
@@ -58,9 +67,11 @@ const MESSAGE: QueuedMessage = {
   delayNotified: false,
 };
 const TEXT = encodeEnvelope(MESSAGE);
+/** As it was before clients were written down. */
+const { client: _, ...VERSION_1 } = MESSAGE;
 
 /** With a checksum that fits. */
-function file(body: string, version: unknown = 1): string {
+function file(body: string, version: unknown = 2): string {
   return `${JSON.stringify({ version, crc32: crc32(`${version}\n${body}`) })}\n${body}\n`;
 }
 
@@ -124,12 +135,28 @@ it('finds every truncation, and whatever is appended', () => {
 });
 
 it('refuses what a newer version wrote, without calling it damaged', () => {
-  const newer = file('{"anything":1}', 2);
-  expect(() => decodeEnvelope(newer)).toThrow('written by a newer version (format 2, this one knows 1)');
+  const newer = file('{"anything":1}', 3);
+  expect(() => decodeEnvelope(newer)).toThrow('written by a newer version (format 3, this one knows 2)');
   expect(() => decodeEnvelope(newer)).not.toThrow(DamagedError);
   // Only where the checksum says that it's no flipped bit.
   expectDamaged(newer.replace('anything', 'anythinG'));
-  expectDamaged(TEXT.replace('"version":1', '"version":3'));
+  expectDamaged(TEXT.replace('"version":2', '"version":3'));
+});
+
+it('reads what was written before clients were kept, and writes that form where there is none', () => {
+  const old = { ...VERSION_1, client: null };
+  const text = file(JSON.stringify(VERSION_1), 1);
+  expect(decodeEnvelope(text)).toEqual(old);
+  expect(encodeEnvelope(old)).toBe(text);
+  // To a program of that time what has a client is newer, and no damage.
+  expect(TEXT).toMatch(/^\{"version":2,/);
+  expectDamaged(file(JSON.stringify(MESSAGE), 1));
+  expectDamaged(file(JSON.stringify(VERSION_1), 2));
+});
+
+it('keeps of a client what next hops may be told, and no more', () => {
+  const client = { ...MESSAGE.client!, tls: { version: 'TLSv1.3', cipher: 'x' } };
+  expect(decodeEnvelope(encodeEnvelope({ ...MESSAGE, client })).client).toEqual(MESSAGE.client);
 });
 
 it('takes no older version, and no head of another form', () => {
@@ -170,6 +197,8 @@ const WRONG: [what: string, path: string, value?: unknown][] = [
   ['no next hop', 'recipients.0.nextHop'],
   ['a reply without lines', 'recipients.0.reply.lines', []],
   ['a reply code of four digits', 'recipients.0.reply.code', 4500],
+  ['a client without an address', 'client.address'],
+  ['a port as text', 'client.port', '25'],
   ['an unknown body type', 'sender.params.body', 'BINARYMIME'],
   ['a size as text', 'sender.params.size', '1'],
   ['no sender parameters', 'sender.params'],

@@ -58,6 +58,22 @@ describe('each condition disables the fast path within a second, and says why', 
     expect([bench.events, bench.disabled, bench.changes]).toEqual([[], [], []]);
   });
 
+  it('tells how long it has been as it is, whatever reasons come and go meanwhile', () => {
+    const bench = new Bench(BUFFERED);
+    expect(bench.monitor.sinceMs).toBeNull();
+    bench.monitor.setManually(false);
+    bench.buffered = 1;
+    bench.pass(5_000);
+    expect(bench.monitor.reasons).toEqual(['manual', 'buffered']);
+    expect(bench.monitor.sinceMs).toBe(5_000);
+    bench.monitor.setManually(true);
+    expect(bench.monitor.sinceMs).toBe(5_000);
+    bench.buffered = 0;
+    bench.pass(15_000);
+    expect(bench.monitor.enabled).toBe(true);
+    expect(bench.monitor.sinceMs).toBeLessThan(5_000);
+  });
+
   it('memory for messages is nearly used up', () => {
     const bench = new Bench(BUFFERED);
     bench.buffered = 0.9;

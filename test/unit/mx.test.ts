@@ -1,6 +1,6 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
-import { createMxResolver, type DnsClient, type MxDeps, type MxResult } from '../../src/routing/mx.ts';
+import { createMxResolver, type MxDeps, type MxResult } from '../../src/routing/mx.ts';
 
 /** A string is the `code` that the query fails with. */
 type Records = Readonly<{
@@ -24,7 +24,7 @@ function zoneDns(zone: Zone) {
   }
   const addresses = async (name: string, type: 'A' | 'AAAA') =>
     (await answer(name, type)).map(({ record, ttl }) => ({ address: String(record), ttl }));
-  const dns: DnsClient = {
+  const dns: MxDeps['dns'] = {
     resolveMx: async (name) =>
       (await answer(name, 'MX')).map(({ record }) => ({
         priority: Number(record[0]),
@@ -366,7 +366,7 @@ describe('failures for now', () => {
     const bug = new TypeError('not a DNS error');
     const { dns } = zoneDns({ 'a.example': { A: ['192.0.2.9'] } });
     let calls = 0;
-    const resolveMx: DnsClient['resolveMx'] = (name) =>
+    const resolveMx: MxDeps['dns']['resolveMx'] = (name) =>
       calls++ === 0 ? Promise.reject(bug) : dns.resolveMx(name);
     const { resolve } = resolver({}, { dns: { ...dns, resolveMx } });
     await expect(resolve('a.example')).rejects.toBe(bug);
@@ -733,7 +733,7 @@ describe('one query under way', () => {
   function heldDns(zone: Zone) {
     const { dns, queries } = zoneDns(zone);
     const held = withResolvers();
-    const resolveMx: DnsClient['resolveMx'] = async (name) => {
+    const resolveMx: MxDeps['dns']['resolveMx'] = async (name) => {
       const answer = dns.resolveMx(name);
       await Promise.all([held.promise, answer.catch(() => {})]);
       return await answer;

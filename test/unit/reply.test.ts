@@ -158,6 +158,7 @@ describe('our own replies', () => {
     [replies.lineTooLong(), '500 5.5.2'],
     [replies.bareLineFeedCommand(), '500 5.5.2'],
     [replies.unknownParameter('FOO'), '555 5.5.4 parameter FOO '],
+    [replies.refusedByPolicy('x'), '451 4.7.5 '],
     [replies.mustStartTls(), '530 5.7.0'],
     [replies.tlsNotAvailable(), '454 4.7.0'],
     [replies.nonAsciiNeedsSmtputf8(), '553 5.6.7'],

@@ -16,6 +16,17 @@ it('counts by labels, as often as it is scraped', async () => {
   }
 });
 
+it('reports at 0 what is to be shown before its first event, and nothing else', async () => {
+  const registry = new Registry();
+  const definition = { help: 'h', labelNames: ['a'], registry };
+  new TallyCounter({ name: 'n_total', ...definition }).show('x');
+  new TallyHistogram({ name: 'h', ...definition }, [1]).show('x');
+  const text = await registry.metrics();
+  expect(text).toContain('n_total{a="x"} 0\n');
+  expect(text).toContain('h_bucket{le="+Inf",a="x"} 0\n');
+  expect(text.match(/^[nh]_\w+\{[^}]*a="/gm)).toHaveLength(5);
+});
+
 it('puts values into the same buckets as prom-client does', async () => {
   const bounds = [1, 2.5, 10];
   const values = fc.array(
