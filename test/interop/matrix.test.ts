@@ -86,7 +86,7 @@ type World = Readonly<{
   wires: Readonly<Record<'in' | ServerName, Tap>> | null;
 }>;
 
-const ARRIVAL_TIMEOUT_MS = 10_000;
+const ARRIVAL_TIMEOUT_MS = 40_000;
 
 const owner = ownedByFile();
 const worlds = new Map<Mode, Promise<World>>();

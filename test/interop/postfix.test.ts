@@ -167,7 +167,7 @@ for (const speedAdjust of [false, true]) {
     expect(await give(front, to, 'no', 'at-data@src.example')).toMatch(/^554 5\.7\.1 .*no data from you/);
     expect(await give(front, to, 'no', 'at-end@src.example')).toMatch(/^554 5\.7\.1 .*not this message/);
     const [message] = await postfix.mailbox.holding('Subject: taken');
-    expect(message!.toString()).toMatch(/^Received: from \S+ \(.*\)\s+by proxy\.example /m);
+    expect(message!.toString()).toMatch(/^Received: from \S+ \(.*\)\s+by proxy\.example\s/m);
     await until(async () => (await postfix.queue()).length === 0);
     expect(await postfix.mailbox.messages()).toHaveLength(1);
     expect(proxy.transactions().filter((line) => line.result === 'delivered')).toHaveLength(1);

@@ -3,6 +3,9 @@ import { readdir, readFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { until } from '../proxy.ts';
 
+/** Where a text is looked for that tells a message from others. */
+const HEAD_OCTETS = 16 * 1024;
+
 export class Maildir {
   readonly #directory: string;
   readonly #read = new Map<string, Buffer>();
@@ -20,11 +23,12 @@ export class Maildir {
     return [...this.#read.values()];
   }
 
-  /** Those that hold the text, of which there is to be one at least. */
+  /** Those that hold the text near their beginning, of which there is to be one at least. */
   async holding(text: string, timeoutMs = 30_000): Promise<readonly Buffer[]> {
     let found: readonly Buffer[] = [];
     await until(async () => {
-      found = (await this.messages()).filter((message) => message.includes(text));
+      const all = await this.messages();
+      found = all.filter((message) => message.subarray(0, HEAD_OCTETS).includes(text));
       return found.length > 0;
     }, timeoutMs).catch(() => {
       throw new Error(`no message with ${text} within ${timeoutMs} ms`);
