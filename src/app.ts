@@ -625,17 +625,18 @@ function received(
   id: string,
   only: Recipient | null,
 ): Buffer {
+  const from = client.relay ?? client;
   return receivedLine({
-    helo: client.helo,
-    clientAddress: client.address,
-    clientName: client.name,
+    helo: from.helo,
+    clientAddress: from.address,
+    clientName: from.name,
     byHostname: config.hostname,
     protocol: protocolKeyword({
-      ehlo: client.extended,
-      tls: client.tls !== null,
+      ehlo: from.extended,
+      tls: from.tls !== null,
       smtputf8: sender.params.smtputf8,
     }),
-    tls: client.tls,
+    tls: from.tls,
     id,
     forRecipient: only?.mailbox.address ?? null,
     date: new Date(),

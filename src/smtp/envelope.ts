@@ -20,6 +20,8 @@ export type Client = Readonly<{
   tls: Readonly<{ version: string; cipher: string }> | null;
   /** The message's id where it comes from, told by XFORWARD. */
   ident?: string;
+  /** The one connected, where it has told of another by XFORWARD: it is who the message was received from (RFC 5321 §4.4). */
+  relay?: Client;
   /** Where it was connected to, if that is known. */
   localAddress?: string | undefined;
   localPort?: number | undefined;

@@ -123,9 +123,12 @@ export class UpstreamConnection extends SMTPConnection {
     this.#trusted = context.admission.isTrusted(this.remoteAddress);
   }
 
-  /** Whom the mail comes from, as far as is known: for the Received line, the log and next hops, not for admission. */
+  /** Whom the mail comes from, as far as is known: for the log and next hops, not for admission. */
   get client(): Client {
-    if (this.#forwarded !== null) return forwardedClient(this.#forwarded);
+    return this.#forwarded === null ? this.#peer : forwardedClient(this.#forwarded, this.#peer);
+  }
+
+  get #peer(): Client {
     const socket = this._socket;
     const tls =
       socket instanceof TLSSocket

@@ -1,6 +1,6 @@
 // XCLIENT and XFORWARD (Postfix's XCLIENT_README and XFORWARD_README): what one in between tells of the client that it
 // speaks for. XCLIENT says who the client is, for all purposes; XFORWARD, for one transaction, who the mail came from,
-// for the Received line, the log and --forward-client alone.
+// for the log and --forward-client alone.
 // Pure. Syntax errors are replies, and then nothing of the command counts. Values are bounded and harmless.
 import { isIP } from 'node:net';
 import { canonicalAddress } from '../routing/networks.ts';
@@ -78,7 +78,7 @@ export function parseXforward(args: string): Parsed {
 }
 
 /** The client that XFORWARD tells of. Nothing of the session is mixed in: not even that the peer in between used TLS. */
-export function forwardedClient(told: Told): Client {
+export function forwardedClient(told: Told, relay: Client): Client {
   return {
     address: told.address ?? '',
     port: told.port ?? 0,
@@ -87,6 +87,7 @@ export function forwardedClient(told: Told): Client {
     extended: told.extended ?? false,
     tls: null,
     ...(told.ident ? { ident: told.ident } : {}),
+    relay,
   };
 }
 

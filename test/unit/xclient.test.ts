@@ -104,9 +104,10 @@ it('XFORWARD takes a message id, a source and any protocol', () => {
 });
 
 it('what XFORWARD does not tell is unknown', () => {
-  const unknown = { address: '', port: 0, name: null, helo: '', extended: false, tls: null };
-  expect(forwardedClient({})).toEqual(unknown);
-  expect(forwardedClient({ address: '192.0.2.1', ident: 'x' })).toEqual({
+  const relay = { address: '::1', port: 1, name: 'r', helo: 'r', extended: true, tls: null };
+  const unknown = { address: '', port: 0, name: null, helo: '', extended: false, tls: null, relay };
+  expect(forwardedClient({}, relay)).toEqual(unknown);
+  expect(forwardedClient({ address: '192.0.2.1', ident: 'x' }, relay)).toEqual({
     ...unknown,
     address: '192.0.2.1',
     ident: 'x',
