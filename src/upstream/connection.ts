@@ -372,11 +372,18 @@ export class UpstreamConnection extends SMTPConnection {
 
   async #onEndOfData(transaction: MailTransaction, resume: Resume): Promise<void> {
     this.#patience.lift();
+    // Its FIN means that it sends no more, and not that it has gone: Exim waits for the answers behind QUIT and FIN.
+    const socket = this._socket;
+    socket.allowHalfOpen = true;
     const reply = await transaction.finish().catch((error: unknown) => this.#bug(error));
     this.#forgetTransaction();
     if (this._closing || this._closed) return transaction.vanished();
     this.#unconfirmed = transaction;
-    this.#answer('DATA', reply, () => this.#nextCommand(resume));
+    this.#answer('DATA', reply, () => {
+      this.#nextCommand(resume);
+      if (socket.readableEnded) socket.end();
+      else socket.allowHalfOpen = false;
+    });
   }
 
   #onStartTls(args: string, next: Resume): void {

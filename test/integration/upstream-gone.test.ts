@@ -299,6 +299,31 @@ describe('after the dot', () => {
   });
 });
 
+describe('a client that sends no more, and still waits for its answers', () => {
+  const slow: SinkOptions = { script: { dot: { act: 'delay', ms: 150, next: '250 2.0.0 queued' } } };
+
+  // Exim does so: QUIT right behind the dot, and a FIN behind that.
+  it.each<[string, readonly string[], RegExp[]]>([
+    ['QUIT with the dot', ['text\r\n.\r\nQUIT\r\n'], [/^250/, /^221/]],
+    ['QUIT behind the dot', ['text\r\n.\r\n', 'QUIT\r\n'], [/^250/, /^221/]],
+    ['no QUIT', ['text\r\n.\r\n'], [/^250/]],
+  ])('gets them, with %s and a FIN', async (_what, writes, replies) => {
+    proxy = await startProxy([slow], PATIENT);
+    const client = await proxy.client();
+    expect(await client.envelope('s@src.example', ['u@a.example'])).toMatch(/^354/);
+    client.write(HEADER);
+    for (const each of writes) {
+      client.write(each);
+      await until(() => proxy.sinks[0]!.sessions[0]!.sawDot);
+    }
+    client.socket.end();
+    for (const each of replies) expect(await client.reply()).toMatch(each);
+    expect(await client.reply()).toBe('closed');
+    await expectNothingLeft('FIN');
+    expect(proxy.transactions()).toMatchObject([{ result: 'delivered', reply: 250 }]);
+  });
+});
+
 describe('pipelined (RFC 2920 §3.1)', () => {
   // Postfix probes an address with MAIL, RCPT, RSET (or QUIT) in one write.
   for (const end of ['RSET', 'QUIT'] as const) {
