@@ -164,12 +164,13 @@ describe('the dashboard', () => {
   });
 });
 
-/** What the traffic can't bring about: nothing is suppressed as yet, and no process is started anew. */
-const STAYS_AT_ZERO = /^changes\(|duplicates_suppressed_total|ledger_entries/;
+/** What the traffic can't bring about: no process is started anew. */
+const STAYS_AT_ZERO = /^changes\(/;
 
 /** Alerts that the traffic brings about; those with a `for` are on their way. */
 const ROUSED: Readonly<Record<string, 'firing' | 'pending'>> = {
   CutthroughMixedResults: 'firing',
+  CutthroughDuplicatesSuppressed: 'firing',
   CutthroughSpoolRefusing: 'firing',
   CutthroughConnectionsRefused: 'firing',
   CutthroughDeferring: 'pending',
