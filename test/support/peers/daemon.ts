@@ -6,8 +6,9 @@ import { once } from 'node:events';
 import { readdir, readFile } from 'node:fs/promises';
 import net from 'node:net';
 import { join } from 'node:path';
+import { onTestFinished } from 'vitest';
 import { until } from '../proxy.ts';
-import { collect, end, listens, type Owner, start } from '../tools.ts';
+import { collect, end, listens, type Owner, report, start } from '../tools.ts';
 
 export type DaemonOptions = Readonly<{
   command: string;
@@ -29,6 +30,8 @@ trap 'kill $server' TERM
 while kill -0 $server 2>/dev/null; do wait $server; done
 kill $reader 2>/dev/null`;
 
+const LOG_SHOWN_CHARACTERS = 6_000;
+
 export class Daemon {
   readonly #child: ChildProcess;
   readonly #printed: () => string;
@@ -44,6 +47,7 @@ export class Daemon {
     const args = ['-c', GUARD, 'guard', options.command, ...options.args];
     const child = start('sh', args, { stdio: 'pipe' }, options.owner);
     const daemon = new Daemon(child, options.logDirectory);
+    if (options.owner === undefined) daemon.#explainFailure(options.command);
     for (const port of options.ports) {
       if (await listens(child, port)) continue;
       throw new Error(`${options.command} does not listen on ${port}: ${await daemon.log()}`);
@@ -70,6 +74,14 @@ export class Daemon {
       throw new Error(`not logged within ${timeoutMs} ms: ${pattern}\n${(await this.log()).slice(-4_000)}`);
     });
     return match!;
+  }
+
+  /** What happened at the other side is half of what went wrong. */
+  #explainFailure(command: string): void {
+    onTestFinished(async ({ task }) => {
+      if (task.result?.state !== 'fail') return;
+      report(`${command}, in "${task.name}":\n${(await this.log()).slice(-LOG_SHOWN_CHARACTERS)}`);
+    });
   }
 
   async stop(): Promise<void> {

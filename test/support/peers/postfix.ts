@@ -43,7 +43,7 @@ export class Postfix {
     const directory = await temporaryDirectory(options.owner);
     const port = await quietPort();
     await makeDirectories(directory);
-    await writeFile(join(directory, 'etc/main.cf'), mainCf(directory, options));
+    await writeFile(join(directory, 'etc/main.cf'), lastOfEach(mainCf(directory, options)));
     await writeFile(join(directory, 'etc/master.cf'), masterCf(port, options.services ?? ''));
     // Without -d it becomes a session of its own, whose processes it ends when it is ended.
     const args = ['-c', join(directory, 'etc')];
@@ -97,6 +97,14 @@ const NOBODY = 65_534;
 
 async function userEntry(database: 'passwd' | 'group', name: string): Promise<string> {
   return (await run('getent', [database, name])).output.trim();
+}
+
+// Postfix warns of a setting that is there twice, in every process. Before its log writer is up, the warnings fill the
+// log's socket, and then all of them, the log writer included, wait for somebody to read it.
+function lastOfEach(settings: string): string {
+  const lines = settings.split('\n').filter((line) => line !== '' && !line.startsWith('#'));
+  const values = new Map(lines.map((line) => [line.split('=')[0]!.trim(), line]));
+  return `${[...values.values()].join('\n')}\n`;
 }
 
 function mainCf(directory: string, { hostname, domains, main }: PostfixOptions): string {
