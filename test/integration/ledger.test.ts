@@ -158,7 +158,7 @@ describe('when the upstream vanishes', () => {
     await client.envelope(SENDER, ['u@a.example']);
     client.write(`${MESSAGE}.\r\n`);
     await until(() => proxy.sinks[0]!.sessions[0]!.sawDot);
-    client.destroy();
+    client.reset();
     await until(() => proxy.transactions().length === 1);
     expect(await entries()).toBe(1);
     expect(await send(['u@a.example'])).toMatch(/^250/);
@@ -172,7 +172,7 @@ describe('when the upstream vanishes', () => {
     await client.envelope(SENDER, ['u@a.example']);
     client.write(`${MESSAGE}.\r\n`);
     await until(() => proxy.sinks[0]!.sessions[0]!.sawDot);
-    client.destroy();
+    client.reset();
     await until(async () => (await entries()) === 1);
     expect(await send(['u@a.example'])).toMatch(/^451 4\.4\.5/);
     await until(() => proxy.transactions().some(({ result }) => result === 'delivered'));
@@ -212,7 +212,7 @@ describe('when the upstream vanishes', () => {
     await client.envelope(SENDER, TWO);
     client.write(`${MESSAGE}.\r\n`);
     await until(() => proxy.sinks.every((sink) => sink.sessions[0]?.sawDot));
-    client.destroy();
+    client.reset();
     await until(() => proxy.transactions().length === 1);
     expect(await entries()).toBe(0);
   });
@@ -233,7 +233,7 @@ describe.each(['fast-path', 'spool'] as const)('mode %s', (mode) => {
     await client.envelope(SENDER, TWO);
     client.write(`${MESSAGE}.\r\n`);
     await until(() => proxy.sinks[0]!.sessions[0]?.sawDot ?? false);
-    client.destroy();
+    client.reset();
     expect(await send(TWO)).toMatch(/^451 4\.4\.5/);
     await until(() => proxy.transactions().some(({ result }) => result === 'aborted'));
     expect(await send(TWO)).toMatch(/^250/);

@@ -354,7 +354,7 @@ describe.each(['spool', 'fast-path'] as const)('mode %s', (mode) => {
       await client.envelope('s@src.example', ['u@a.example']);
       client.write(largeBody(50_000));
       await until(() => filesIn(directory).length > 0);
-      client.destroy();
+      client.reset();
       await until(() => proxy.transactions().length > 0);
       await until(() => filesIn(directory).length === 0);
       expect(sinks[0]!.connections).toBe(0);
@@ -370,7 +370,7 @@ describe.each(['spool', 'fast-path'] as const)('mode %s', (mode) => {
       await client.envelope('s@src.example', ['u@a.example']);
       client.write(`${SMALL}.\r\n`);
       await until(() => sinks[0]!.events.some(({ what }) => what === 'DATA'));
-      client.destroy();
+      client.reset();
       await until(() => proxy.transactions().length > 0);
       expect(proxy.transactions()).toMatchObject([{ result: 'aborted' }]);
       expect(sinks[0]!.messages).toEqual([]);
@@ -386,7 +386,7 @@ describe.each(['spool', 'fast-path'] as const)('mode %s', (mode) => {
       await client.envelope('s@src.example', ['u@a.example']);
       client.write(`${SMALL}.\r\n`);
       await until(() => sinks[0]!.events.some(({ what }) => what === 'dot'));
-      client.destroy();
+      client.reset();
       await until(() => proxy.transactions().length > 0);
       expect(proxy.transactions()).toMatchObject([{ result: 'aborted' }]);
       expect(filesIn(directory)).toEqual([]);
@@ -400,7 +400,7 @@ describe.each(['spool', 'fast-path'] as const)('mode %s', (mode) => {
       await client.envelope('s@src.example', ['u@a.example']);
       client.write(`${SMALL}.\r\n`);
       await until(() => sinks[0]!.events.some(({ what }) => what === 'dot'));
-      client.destroy();
+      client.reset();
       await until(() => proxy.transactions().length > 0);
       expect(proxy.transactions()).toMatchObject([{ result: 'delivered' }]);
     });
