@@ -101,9 +101,6 @@ const VERDICT_GRACE_MS = 5_000;
 /** After the drain: for the queue's deliveries that have sent their final dot. What isn't known by then is tried again. */
 const QUEUE_GRACE_MS = 5_000;
 
-/** `cutthrough trace` finds them; what they may hold at most is said in time-line.ts. */
-const TRACED_TRANSACTIONS = 256;
-
 class RunningProxy implements Proxy {
   readonly #log: Logger;
   readonly #metrics: Metrics;
@@ -113,10 +110,7 @@ class RunningProxy implements Proxy {
   readonly #ledger: Ledger;
   /** Of --ledger-dir. */
   #ledgerLock: DirectoryLock | null = null;
-  readonly #timeLines = new RecentTimeLines(TRACED_TRANSACTIONS, {
-    now: () => performance.now(),
-    wall: Date.now,
-  });
+  readonly #timeLines: RecentTimeLines;
   #spool: Spool | null = null;
   #changes: Promise<void> = Promise.resolve();
   /** Next hops (by key) whose last session offered DSN. */
@@ -160,6 +154,10 @@ class RunningProxy implements Proxy {
     read(this.#metrics.ledgerEntries, () => this.#ledger.size);
     this.#readSpool();
     this.#readLimits(read);
+    this.#timeLines = new RecentTimeLines(config.traceBuffer, {
+      now: () => performance.now(),
+      wall: Date.now,
+    });
     this.#budget = new MemoryBudget(config.maxBufferedBytes);
     this.#ledger = new Ledger({ ttlMs: config.ledgerTtlMs, maxEntries: config.ledgerMax, now: Date.now });
     this.#fastPath = new FastPathMonitor({
@@ -262,6 +260,7 @@ class RunningProxy implements Proxy {
       this.#spool.recover();
     }
     this.#generation = generation;
+    this.#timeLines.resize(config.traceBuffer);
     this.#health.configure(generation.router.staticNextHops);
     this.#metrics.setMode(config.mode, config.fallback);
   }
@@ -551,7 +550,7 @@ class RunningProxy implements Proxy {
   #trace(id: string) {
     const live = [...this.#transactions].find((transaction) => transaction.id === id);
     const line = live?.timeLine ?? this.#timeLines.find(id);
-    return line === undefined ? null : this.#timeLines.describe(line);
+    return { found: line && this.#timeLines.describe(line), kept: this.#timeLines.size };
   }
 
   #status() {

@@ -111,6 +111,8 @@ export type Config = Readonly<{
   dane: 'off' | 'on';
   logLevel: 'fatal' | 'error' | 'warn' | 'info' | 'debug' | 'trace' | 'silent';
   logFormat: 'json' | 'pretty';
+  /** Transactions whose time lines are kept; 0: none is recorded, except for the log at debug. */
+  traceBuffer: number;
 }>;
 
 export type ParsedConfig =

@@ -265,6 +265,12 @@ export const OPTIONS = {
     'json, pretty on a terminal',
     'one JSON object a line, or text',
   ),
+  'trace-buffer': one(
+    'traceBuffer',
+    integer(0, 10_000),
+    '256',
+    'how many of the last transactions are kept for "cutthrough trace", 3 KiB each; 0: none is recorded',
+  ),
 
   workers: onlyDefault(null, choice(['1', 'auto']), '1', 'processes sharing the listeners'),
   'forward-client': one(
@@ -291,7 +297,7 @@ const GROUPS: Readonly<Partial<Record<string, string>>> = {
   'memory-threshold': 'Spool, queue and fast path',
   'ledger-ttl': 'Ledger',
   'tls-cert': 'TLS',
-  'log-level': 'Log',
+  'log-level': 'Log and traces',
   workers: 'Not available yet',
 } satisfies Partial<Record<OptionName, string>>;
 

@@ -60,10 +60,15 @@ async function askProxy(http: HostPort, id: string): Promise<Trace> {
   const text = await response.text();
   if (response.ok) return JSON.parse(text) as Trace;
   if (response.status === 403) throw new Error(`trace: the proxy at ${at} answers only on its own machine`);
-  if (!text.startsWith('no such transaction'))
+  const kept = /^no such transaction; --trace-buffer (\d+)/.exec(text)?.[1];
+  if (kept === undefined)
     throw new Error(`trace: what answers at ${at} knows no /trace; name the proxy's address by --http`);
+  if (kept === '0')
+    throw new Error(
+      `trace: the proxy at ${at} keeps no transactions; start it with --trace-buffer 256, or read its log by --log FILE`,
+    );
   throw new Error(
-    `trace: ${id} is not among the last transactions of the proxy at ${at}; try its log by --log FILE`,
+    `trace: ${id} is not among the last ${kept} transactions of the proxy at ${at}; try its log by --log FILE`,
   );
 }
 
@@ -231,8 +236,8 @@ function renderSummary(summary: Summary, paint: Paint): readonly string[] {
       ...rows.map(([at, what]) => [paint('dim', at!.padStart(9)), what!]),
     ]),
     '',
-    'This log has only the summary. Every event is in one written at --log-level debug, and in the memory of a',
-    `running proxy for the last transactions: cutthrough trace ${clean(id)} --http HOST:PORT`,
+    'This log has only the summary. Every event is in a log written at --log-level debug, and in the memory of a',
+    `proxy that runs with --trace-buffer N, for its last N: cutthrough trace ${clean(id)} --http HOST:PORT`,
   ];
 }
 

@@ -67,7 +67,9 @@ export class TransactionRecord {
   readonly #deps: RecordDeps;
   readonly #began: number;
   readonly #recipients: RecipientRecord[] = [];
-  readonly line: TimeLine;
+  #bodyBegan = false;
+  /** Null where nobody would look at it. */
+  readonly line: TimeLine | null;
 
   constructor(
     id: string,
@@ -80,13 +82,10 @@ export class TransactionRecord {
     this.#client = client;
     this.#deps = deps;
     this.#began = deps.now();
-    this.line = deps.timeLines.begin({
-      id,
-      client,
-      sender,
-      recipients: this.#recipients,
-      began: this.#began,
-    });
+    const { timeLines, log } = deps;
+    const isWanted = timeLines.size > 0 || log.isLevelEnabled('debug');
+    const of = { id, client, sender, recipients: this.#recipients, began: this.#began };
+    this.line = isWanted ? timeLines.begin(of) : null;
   }
 
   get milliseconds(): number {
@@ -106,19 +105,30 @@ export class TransactionRecord {
     const nth = this.#recipients.length;
     const record = new RecipientRecord(address, nth);
     this.#recipients.push(record);
-    this.line.recipient('rcpt', nth, this.#deps.now());
+    this.line?.recipient('rcpt', nth, this.#deps.now());
     return record;
   }
 
-  /** The reply to its RCPT. */
-  told(recipient: RecipientRecord, answer: Answer, at = this.#deps.now()): void {
+  /** The reply to its RCPT. @param atOnce it follows from the last event without any wait */
+  told(recipient: RecipientRecord, answer: Answer, atOnce = false): void {
     recipient.answered(answer);
-    this.line.recipient('rcpt-reply', recipient.nth, at, brief(answer));
+    const { line } = this;
+    if (line === null) return;
+    line.recipient('rcpt-reply', recipient.nth, atOnce ? line.latest : this.#deps.now(), brief(answer));
   }
 
   /** An RCPT that no next hop was asked about. */
   refused(answer: Answer): void {
-    this.line.upstream('rcpt-reply', this.#deps.now(), brief(answer));
+    this.line?.upstream('rcpt-reply', this.#deps.now(), brief(answer));
+  }
+
+  /** Bytes of the body came. @param octets of the whole message, once its end was seen */
+  body(octets: number | null): void {
+    if (this.line === null || (this.#bodyBegan && octets === null)) return;
+    const at = this.#deps.now();
+    if (!this.#bodyBegan) this.line.upstream('body', at);
+    this.#bodyBegan = true;
+    if (octets !== null) this.line.upstream('end-of-data', at, octets);
   }
 
   /** What it amounts to when there was no message: rejected or deferred if every RCPT was told so, else aborted. */
@@ -143,13 +153,19 @@ export class TransactionRecord {
     for (const { outcome } of this.#recipients) {
       if (outcome !== '' && (outcome !== 'accepted' || result !== 'aborted')) metrics.recipients.inc(outcome);
     }
-    if (reply === null) this.line.upstream('gone', at);
-    else this.line.upstream('reply', at, brief(reply));
-    this.line.end(result, at);
     this.#log(result, reply, extra, milliseconds);
+    if (this.line !== null) this.#endLine(this.line, result, reply, at);
+  }
+
+  #endLine(line: TimeLine, result: TransactionResult, reply: Answer | null, at: number): void {
+    const { log, timeLines } = this.#deps;
+    if (reply === null) line.upstream('gone', at);
+    else line.upstream('reply', at, brief(reply));
+    line.end(result, at);
+    if (log.isLevelEnabled('debug')) log.debug({ event: 'trace', ...timeLines.describe(line) });
     // What is remembered is bounded; a client can have any number of RCPTs refused.
     if (this.#recipients.length > MAX_REMEMBERED) this.#recipients.length = MAX_REMEMBERED;
-    this.#deps.timeLines.keep(this.line);
+    timeLines.keep(line);
   }
 
   #log(
@@ -158,8 +174,7 @@ export class TransactionRecord {
     extra: Readonly<Record<string, number>>,
     milliseconds: number,
   ): void {
-    const { log, timeLines } = this.#deps;
-    if (log.isLevelEnabled('debug')) log.debug({ event: 'trace', ...timeLines.describe(this.line) });
+    const { log } = this.#deps;
     if (!log.isLevelEnabled('info')) return;
     log.info({
       event: 'transaction',

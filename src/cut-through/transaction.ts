@@ -76,7 +76,6 @@ export class Transaction {
   #state: State = { name: 'envelope' };
   /** Set when the message can no longer be delivered; the rest of it is read and dropped. */
   #refusal: Verdict | null = null;
-  #bodyBegan = false;
   /** Body bytes of the last chunk, kept for the write that carries the dot. */
   #last: readonly Buffer[] = [];
   /** Seconds, told to the metrics once, at the end. */
@@ -112,7 +111,7 @@ export class Transaction {
     return { id: this.id, state: state.name, record: this.#record, octetsIn, octetsOut, legs };
   }
 
-  get timeLine(): TimeLine {
+  get timeLine(): TimeLine | null {
     return this.#record.line;
   }
 
@@ -139,7 +138,7 @@ export class Transaction {
       const spooled = this.#hasFallback && this.state !== 'ended' && asking.isOutOfReach(said);
       const answer = spooled ? this.#miss(recipient, record, said) : said;
       // An acceptance follows at once from what the next hop has just said.
-      this.#record.told(record, answer, answer.code < 300 ? this.#record.line.latest : undefined);
+      this.#record.told(record, answer, answer.code < 300);
       if (record.outcome === 'accepted') {
         this.#accepted++;
         this.#history.asks(recipient);
@@ -162,7 +161,7 @@ export class Transaction {
    */
   async startData(): Promise<Reply | null> {
     if (this.#accepted === 0) return noValidRecipients();
-    this.#record.line.upstream('data', this.#deps.now());
+    this.#record.line?.upstream('data', this.#deps.now());
     if (this.#deps.overloaded()) return this.#refuseData(overloadedData());
     this.#state = { name: 'starting' };
     const legs: Leg[] = [];
@@ -229,7 +228,7 @@ export class Transaction {
     if (keep && room) this.#tee = this.#deps.spooler?.newBuffer(this.id) ?? null;
     if (held.length > 0) this.#held = { legs: held, pieces: [] };
     const began = now();
-    this.#record.line.upstream('data-reply', began, 354);
+    this.#record.line?.upstream('data-reply', began, 354);
     this.#state = { name: 'body', fanOut, body, began, room };
   }
 
@@ -242,20 +241,12 @@ export class Transaction {
     const { fanOut, body } = this.#state;
     const { pieces, end, refusal } = body.push(chunk);
     if (refusal !== null && this.#refusal === null) this.#giveUp({ reply: refusal, result: 'rejected' });
-    if (!this.#bodyBegan || end !== -1) this.#noteBody(end === -1 ? null : body.octets);
+    this.#record.body(end === -1 ? null : body.octets);
     this.#deps.metrics.messageBytes.add(end === -1 ? chunk.length : end, 'in');
     if (this.#held !== null) return { end, ready: this.#hold(this.#held.pieces, pieces, end, body) };
     if (end === -1) return { end, ready: this.#refusal === null ? this.#write(fanOut, pieces) : null };
     this.#last = pieces;
     return { end, ready: null };
-  }
-
-  /** @param octets of the whole message, once its end was seen */
-  #noteBody(octets: number | null): void {
-    const at = this.#deps.now();
-    if (!this.#bodyBegan) this.#record.line.upstream('body', at);
-    this.#bodyBegan = true;
-    if (octets !== null) this.#record.line.upstream('end-of-data', at, octets);
   }
 
   /** Nobody gets anything before the header is whole: the legs keep step. It is bounded, see MessageBody. */

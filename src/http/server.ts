@@ -11,7 +11,7 @@ export type HttpSources = Readonly<{
   ready: () => boolean;
   status: () => unknown;
   /** How a transaction went, with addresses; null where it isn't known (any more). */
-  trace: (id: string) => unknown;
+  trace: (id: string) => Readonly<{ found: unknown; kept: number }>;
   /** --http-details: there are addresses in the status. */
   details: () => boolean;
   /** Claim 10's manual switch. */
@@ -86,8 +86,8 @@ async function respond(
 function trace(request: IncomingMessage, response: ServerResponse, sources: HttpSources, id: string): void {
   const refusal = whyNotLocal(request);
   if (refusal !== null) return send(response, 403, `${refusal}\n`);
-  const found = sources.trace(id);
-  if (found === null) return send(response, 404, 'no such transaction among the last ones\n');
+  const { found, kept } = sources.trace(id);
+  if (!found) return send(response, 404, `no such transaction; --trace-buffer ${kept}\n`);
   send(response, 200, `${JSON.stringify(found)}\n`, JSON_TYPE);
 }
 

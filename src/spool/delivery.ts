@@ -22,7 +22,7 @@ export type Delivery = Submission &
     /** Wire form without the final line, from the first octet. */
     body: () => AsyncIterable<Buffer>;
     /** Of the transaction, while it is one. */
-    line?: TimeLine;
+    line?: TimeLine | null;
   }>;
 
 export type Delivered = Readonly<{

@@ -86,7 +86,6 @@ export class StoredTransaction {
   readonly #history: MessageHistory;
   #state: State = { name: 'envelope' };
   #refusal: Reply | null = null;
-  #bodyBegan = false;
   #last: readonly Buffer[] = [];
   /** Nobody waits for the reply any more. */
   #upstreamGone = false;
@@ -132,7 +131,7 @@ export class StoredTransaction {
     };
   }
 
-  get timeLine(): TimeLine {
+  get timeLine(): TimeLine | null {
     return this.#record.line;
   }
 
@@ -173,7 +172,7 @@ export class StoredTransaction {
   async startData(): Promise<Reply | null> {
     const { config, spooler, received } = this.#deps;
     if (this.#targets.length === 0) return noValidRecipients();
-    this.#record.line.upstream('data', this.#deps.now());
+    this.#record.line?.upstream('data', this.#deps.now());
     this.#state = { name: 'starting' };
     const room = await spooler.hasRoom();
     if (this.state === 'ended') return transactionAborted();
@@ -184,7 +183,7 @@ export class StoredTransaction {
     const only = this.#targets.length === 1 ? this.#targets[0]!.recipient : null;
     const body = new MessageBody(received(this.sender, this.client, this.id, only), config);
     this.#state = { name: 'body', buffer: spooler.newBuffer(this.id), body };
-    this.#record.line.upstream('data-reply', this.#deps.now(), 354);
+    this.#record.line?.upstream('data-reply', this.#deps.now(), 354);
     return null;
   }
 
@@ -194,20 +193,12 @@ export class StoredTransaction {
     const { buffer, body } = this.#state;
     const { pieces, end, refusal } = body.push(chunk);
     this.#refusal ??= refusal;
-    if (!this.#bodyBegan || end !== -1) this.#noteBody(end === -1 ? null : body.octets);
+    this.#record.body(end === -1 ? null : body.octets);
     this.#deps.metrics.messageBytes.add(end === -1 ? chunk.length : end, 'in');
     if (end !== -1) this.#last = pieces;
     if (end !== -1 || this.#refusal !== null) return { end, ready: null };
     // A buffer that has failed says so again at the end.
     return { end, ready: buffer.write(pieces)?.catch(() => {}) ?? null };
-  }
-
-  /** @param octets of the whole message, once its end was seen */
-  #noteBody(octets: number | null): void {
-    const at = this.#deps.now();
-    if (!this.#bodyBegan) this.#record.line.upstream('body', at);
-    this.#bodyBegan = true;
-    if (octets !== null) this.#record.line.upstream('end-of-data', at, octets);
   }
 
   async finish(): Promise<Reply> {

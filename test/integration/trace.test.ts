@@ -108,7 +108,11 @@ describe('GET /trace/ID', () => {
   });
 
   it('has a refusal that no next hop was asked about', async () => {
-    proxy = await startProxy([{}], { acceptDomain: ['a.example'], trust: ['none'], greetingDelay: '0' });
+    proxy = await startProxy([{}], {
+      acceptDomain: ['a.example'],
+      trust: ['none'],
+      greetingDelay: '0',
+    });
     const client = await proxy.client();
     await client.command('MAIL FROM:<s@src.example>');
     await client.command('RCPT TO:<u@elsewhere.example>');
@@ -137,10 +141,18 @@ describe('GET /trace/ID', () => {
     expect(names(events, 0)).toEqual(['connect', 'connected', ...ON_LEG]);
   });
 
-  it('forgets all but the last 256', async () => {
-    proxy = await startProxy([{}]);
+  it('keeps none with --trace-buffer 0, and says so', async () => {
+    proxy = await startProxy([{}], { traceBuffer: 0 });
     const client = await proxy.client();
-    for (let nth = 0; nth < 257; nth++) {
+    await client.send('s@src.example', ['u@a.example'], 'x\r\n');
+    const answer = await get(idOf(0));
+    expect([answer.status, await answer.text()]).toEqual([404, 'no such transaction; --trace-buffer 0\n']);
+  });
+
+  it('forgets all but the last ones that --trace-buffer asks for', async () => {
+    proxy = await startProxy([{}], { traceBuffer: 3 });
+    const client = await proxy.client();
+    for (let nth = 0; nth < 4; nth++) {
       client.write('MAIL FROM:<s@src.example>\r\nRSET\r\n');
       await client.reply();
       await client.reply();
@@ -169,7 +181,14 @@ describe('the command', () => {
 
   it('finds it at the running proxy, in a log at level debug, and in summary in one at level info', async () => {
     const sink = await Sink.start();
-    const program = await Program.start(['--route', `*=${sink.url}`, '--log-level', 'debug']);
+    const program = await Program.start([
+      '--route',
+      `*=${sink.url}`,
+      '--log-level',
+      'debug',
+      '--trace-buffer',
+      '9',
+    ]);
     const client = await Client.hello(program.port());
     await client.send('s@src.example', ['u@a.example'], 'x\r\n');
     await until(() => program.transactions().length === 1);
@@ -201,7 +220,7 @@ describe('the command', () => {
 
     const elsewhere = await trace(['nobody.1', '--http', http]);
     expect(elsewhere.exitCode).toBe(1);
-    expect(elsewhere.output).toMatch(/^cutthrough: trace: nobody\.1 is not among .*--log FILE\n$/);
+    expect(elsewhere.output).toMatch(/^cutthrough: trace: nobody\.1 is not among the last 9 .*--log FILE\n$/);
     client.destroy();
     await program.stop();
     await sink.close();

@@ -52,7 +52,7 @@ describe('help', () => {
 
   test('serve --help has the options under headings, and trace --help only those that it uses', () => {
     const headings = cutthrough(['serve', '--help']).stdout.match(/^\S.*:$/gm);
-    expect(headings).toEqual(expect.arrayContaining(['Listening:', 'Limits:', 'TLS:', 'Log:']));
+    expect(headings).toEqual(expect.arrayContaining(['Listening:', 'Limits:', 'TLS:', 'Log and traces:']));
     const { stdout } = cutthrough(['trace', '--help']);
     expect(stdout).toContain('--http <HOST:PORT>');
     expect(stdout).not.toContain('--mx-port');

@@ -93,6 +93,7 @@ test('has the defaults of the contract when nothing is given', () => {
     dane: 'off',
     logLevel: 'info',
     logFormat: 'json',
+    traceBuffer: 256,
   });
 });
 

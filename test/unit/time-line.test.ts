@@ -120,4 +120,16 @@ describe('bounds', () => {
     first!.leg(leg, 'lost', 1_004, 'late');
     expect(recent.describe(fourth).events.map(({ event }) => event)).toEqual(['mail', 'data']);
   });
+
+  it('begins anew with another size, and keeps nothing with none', () => {
+    const recent = new RecentTimeLines(2, CLOCKS);
+    recent.keep(begin(recent, '1'));
+    recent.resize(2);
+    expect(recent.find('1')?.id).toBe('1');
+    recent.resize(0);
+    recent.keep(begin(recent, '2'));
+    recent.resize(1);
+    recent.keep(begin(recent, '3'));
+    expect(['1', '2', '3'].map((id) => recent.find(id)?.id)).toEqual([undefined, undefined, '3']);
+  });
 });
