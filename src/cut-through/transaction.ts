@@ -210,9 +210,7 @@ export class Transaction {
       ackTimeoutMs: config.ackTimeoutMs,
       independent: this.#hasFallback && room,
       // Kept on disk, an outcome is as good as known.
-      ...(ledger.isKept
-        ? { onAnswer: (leg, outcomes) => void this.#history.settled(zip(leg, outcomes)) }
-        : {}),
+      ...(ledger.isKept ? { onAnswer: (leg, outcomes) => this.#history.settled(zip(leg, outcomes)) } : {}),
       now,
       onStandstill: (side, seconds) => {
         this.#standstill[side] += seconds;
@@ -305,7 +303,8 @@ export class Transaction {
     const { metrics } = this.#deps;
     metrics.messageSize.observe(body.octets);
     if (this.#held !== null) await this.#letGo();
-    if (!this.#history.isSame()) this.#giveUp({ reply: notTheSame(), result: 'deferred' });
+    if (this.#refusal === null && !this.#history.isSame())
+      this.#giveUp({ reply: notTheSame(), result: 'deferred' });
     if (this.#refusal === null && fanOut.legs.length > 1) {
       const recipients = fanOut.legs.flatMap((leg) => leg.recipients);
       await this.#history.intend(recipients, body);
@@ -415,10 +414,14 @@ export class Transaction {
   }
 
   #refuseData(refusal: Reply): Reply {
-    for (const leg of this.#legs.values())
-      for (const each of leg.recipients) this.#records.get(each)!.answered(refusal);
+    this.#answerAll(refusal);
     this.#end(resultOf(refusal), refusal, {});
     return refusal;
+  }
+
+  /** Those who were accepted share the fate of the message. */
+  #answerAll(reply: Reply): void {
+    for (const record of this.#records.values()) if (record.outcome === 'accepted') record.answered(reply);
   }
 
   #giveUp(refusal: Verdict): void {
@@ -435,8 +438,7 @@ export class Transaction {
       decision = verdictBeforeDots(failure.outcome, failure.leg.nextHop.label, legs);
     }
     decision ??= { reply: legLost('a next hop', 'body'), result: 'deferred' };
-    for (const leg of this.#legs.values())
-      for (const each of leg.recipients) this.#records.get(each)!.answered(decision.reply);
+    this.#answerAll(decision.reply);
     return decision;
   }
 

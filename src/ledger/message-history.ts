@@ -29,6 +29,8 @@ export class MessageHistory {
   /** Entries are to outlive the process. */
   #durable = false;
   #intended: readonly Recipient[] = [];
+  /** Outcomes on their way to the disk. */
+  #settling: Promise<unknown> = Promise.resolve();
   /** What the upstream was told last, and who is covered by it. */
   #told: { reply: Reply; recipients: readonly Recipient[] } | null = null;
 
@@ -93,10 +95,9 @@ export class MessageHistory {
     await Promise.all(recipients.map((recipient) => this.#put(recipient, { kind: 'pending' })));
   }
 
-  /** After intend(), as each outcome comes in. Settles when it is on disk. */
-  async settled(outcomes: readonly RecipientOutcome[]): Promise<void> {
-    if (!this.#durable) return;
-    await Promise.all(outcomes.map(({ recipient, outcome }) => this.#putOrDrop(recipient, outcome)));
+  /** After intend(), as each outcome comes in. */
+  settled(outcomes: readonly RecipientOutcome[]): void {
+    if (this.#durable) this.#settling = Promise.all([this.#settling, this.#putAll(outcomes)]);
   }
 
   /** After intend(): the dots have not gone out after all. */
@@ -128,9 +129,10 @@ export class MessageHistory {
       if (upstreamGone) this.vanished();
       return null;
     }
-    const some = outcomes.some(({ outcome }) => outcome?.kind === 'accepted');
-    if (some)
-      return Promise.all(outcomes.map(({ recipient, outcome }) => this.#putOrDrop(recipient, outcome)));
+    if (outcomes.some(({ outcome }) => outcome?.kind === 'accepted')) {
+      this.#durable ||= this.#ledger.isKept;
+      return Promise.all([this.#settling, this.#putAll(outcomes)]);
+    }
     // Nobody has it: whoever sends it again does right.
     this.#forgetAll(this.#told.recipients);
     return null;
@@ -169,6 +171,10 @@ export class MessageHistory {
     });
   }
 
+  async #putAll(outcomes: readonly RecipientOutcome[]): Promise<void> {
+    await Promise.all(outcomes.map(({ recipient, outcome }) => this.#putOrDrop(recipient, outcome)));
+  }
+
   /** A fate that is not final is not on record. */
   async #putOrDrop(recipient: Recipient, outcome: Outcome | null): Promise<void> {
     if (outcome?.kind === 'accepted') return await this.#put(recipient, { kind: 'delivered' });
@@ -182,7 +188,9 @@ export class MessageHistory {
     if (fingerprint === null || this.#body === null) return;
     const key = { reversePath: this.#reversePath, forwardPath: mailbox.address, fingerprint };
     const { octets, crc32 } = this.#body;
-    if (this.#ledger.find(key)?.fate.kind === fate.kind) return;
+    const known = this.#ledger.find(key)?.fate.kind;
+    // What is known already is not open any more.
+    if (known === fate.kind || (known !== undefined && fate.kind === 'pending')) return;
     await this.#ledger.put({ ...key, octets, crc32, fate, durable: this.#durable });
   }
 

@@ -1,6 +1,6 @@
 // The ledger: an upstream that sends a message again, since it may not know what became of it, gives nobody a second copy;
 // and nothing but the very same message is ever kept from anybody.
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import fc from 'fast-check';
@@ -292,6 +292,59 @@ it('mixed outcomes outlive the process with --ledger-dir', async () => {
   expect(await send(TWO)).toMatch(/^250/);
   expect(copies()).toEqual([1, 1]);
   await rm(ledgerDir, { recursive: true });
+});
+
+it('a mixed outcome of one LMTP next hop outlives the process, too', async () => {
+  const ledgerDir = await mkdtemp(join(tmpdir(), 'cutthrough-ledger-'));
+  let full = true;
+  const dot = (line: string): Act => (line.includes('full') && full ? '452 4.2.2 full' : '250 2.1.5 ok');
+  proxy = await startProxy([{ lmtp: true, script: { dot } }], { ledgerDir });
+  const to = ['u@a.example', 'full@a.example'];
+  expect(await send(to)).toMatch(/^451 4\.5\.0/);
+  const before = proxy;
+  await before.proxy.close();
+  full = false;
+  proxy = await startProxyOnly({ route: [`*=${before.sinks[0]!.url}`], ledgerDir }, before.sinks);
+  expect(await send(to)).toMatch(/^250/);
+  const [, again] = proxy.sinks[0]!.messages;
+  expect(again!.rcpts).toEqual([expect.stringContaining('full@a.example')]);
+  await rm(ledgerDir, { recursive: true });
+});
+
+it('an outcome on disk stays there when the upstream goes while another is open', async () => {
+  const ledgerDir = await mkdtemp(join(tmpdir(), 'cutthrough-ledger-'));
+  proxy = await startProxy([{}, { script: { dot: { act: 'delay', ms: 250, next: '250 2.0.0 ok' } } }], {
+    ledgerDir,
+  });
+  const lines = async (what: string) => {
+    const text = await readFile(join(ledgerDir, 'ledger.journal'), 'utf8');
+    return text.split('\n').filter((line) => line.includes('u@a.example') && line.includes(what)).length;
+  };
+  const client = await proxy.client();
+  await client.envelope(SENDER, TWO);
+  client.write(`${MESSAGE}.\r\n`);
+  await until(async () => (await lines('"delivered"')) === 1);
+  client.reset();
+  await until(() => proxy.transactions().length === 1);
+  expect(await lines('"pending"')).toBe(1);
+  expect(await send(TWO)).toMatch(/^250/);
+  expect(copies()).toEqual([1, 1]);
+  await proxy.proxy.close();
+  await rm(ledgerDir, { recursive: true });
+});
+
+it('a recipient who was to get nothing is told of as the others are, where the message turns out to be none', async () => {
+  proxy = await startProxy([{}, later(1)]);
+  expect(await send(TWO)).toMatch(/^451/);
+  const client = await proxy.client();
+  await client.envelope(SENDER, TWO);
+  client.write(MESSAGE);
+  await until(() => proxy.sinks[0]!.events.some(({ what }) => what === 'RSET'));
+  client.write('a bare\nline feed\r\n.\r\n');
+  expect(await client.reply()).toMatch(/^554 5\.6\.0/);
+  const outcomes = proxy.transactions().at(-1)!.recipients as { outcome: string }[];
+  expect(outcomes.map(({ outcome }) => outcome)).toEqual(['rejected', 'rejected']);
+  expect(copies()).toEqual([1, 0]);
 });
 
 it('never keeps a different message from anybody, whatever they have in common', async () => {
