@@ -66,6 +66,16 @@ describe('after a mixed result', () => {
     expect(session!.commands.filter((line) => /^(DATA|RSET)/.test(line))).toEqual(['DATA', 'RSET', 'DATA']);
   });
 
+  it('a session whose next hop refuses the reset gets no further message', async () => {
+    proxy = await startProxy([{ script: { rset: '500 5.5.1 what?' } }, later(1)]);
+    const client = await proxy.client();
+    await client.send(SENDER, TWO, MESSAGE);
+    expect(await client.send(SENDER, TWO, MESSAGE)).toMatch(/^250/);
+    expect(await client.send(SENDER, ['u@a.example'], `X: other\r\n${MESSAGE}`)).toMatch(/^250/);
+    expect(proxy.sinks[0]!.sessions.map(({ commands }) => commands.includes('RSET'))).toEqual([true, false]);
+    expect(copies()).toEqual([2, 1]);
+  });
+
   it('a recipient refused for good keeps its refusal without being asked again', async () => {
     proxy = await startProxy([{}, { script: { dot: '554 5.7.1 never' } }, later(1)]);
     const three = [...TWO, 'w@c.example'];

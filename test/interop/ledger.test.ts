@@ -11,7 +11,7 @@ import { recipe } from '../support/peers/recipes.ts';
 import { Program } from '../support/program.ts';
 import { until } from '../support/proxy.ts';
 import { type Act, Sink } from '../support/sink.ts';
-import { temporaryDirectory } from '../support/tools.ts';
+import { needTools, temporaryDirectory } from '../support/tools.ts';
 
 const TO = ['u@a.example', 'v@b.example'];
 
@@ -82,5 +82,22 @@ it('one copy each, though the proxy is killed between the dots and its reply', a
   await emptied(postfix);
   expect([a, b].map((sink) => sink.messages.length)).toEqual([1, 1]);
   expect(second.log).toContainEqual(expect.objectContaining({ event: 'ledger_unknown', recipients: 1 }));
+  for (const sink of [a, b]) await sink.close();
+});
+
+it('goes on in memory, and says so, where the disk refuses an fsync', async (context) => {
+  await needTools(context, 'strace');
+  const later = (_line: string, nth: number): Act | null => (nth === 0 ? '451 4.3.0 later' : null);
+  const [a, b] = [await Sink.start(), await Sink.start({ script: { dot: later } })];
+  const flags = ['--route', `a.example=${a.url}`, '--route', `b.example=${b.url}`];
+  const inject = ['-e', 'trace=fdatasync', '-e', 'inject=fdatasync:error=EIO'];
+  const under = ['strace', '-D', '-f', '-qq', '-o', '/dev/null', ...inject];
+  const proxy = await Program.start([...flags, '--ledger-dir', await temporaryDirectory()], { under });
+  const client = await Client.hello(proxy.port());
+  expect(await client.send('s@src.example', TO, 'Subject: x\r\n\r\nx\r\n')).toMatch(/^451 4\.5\.0/);
+  expect(proxy.log).toContainEqual(expect.objectContaining({ event: 'ledger_failed' }));
+  expect(await client.send('s@src.example', TO, 'Subject: x\r\n\r\nx\r\n')).toMatch(/^250/);
+  expect([a, b].map((sink) => sink.messages.length)).toEqual([1, 1]);
+  client.destroy();
   for (const sink of [a, b]) await sink.close();
 });

@@ -5,7 +5,7 @@ import net, { type AddressInfo, type Socket } from 'node:net';
 import { createSecureContext, type SecureContextOptions, TLSSocket } from 'node:tls';
 
 export type Phase = 'greeting' | 'ehlo' | 'mail' | 'rcpt' | 'data' | 'body' | 'dot';
-type Scripted = Phase | 'xclient' | 'xforward';
+type Scripted = Phase | 'xclient' | 'xforward' | 'rset';
 
 /** A reply (without CRLF; several lines joined by \n), or what to do instead of replying. */
 export type Act =
@@ -206,7 +206,7 @@ export class Sink {
         case 'RSET':
           mail = '';
           rcpts = [];
-          return this.#write(session, '250 2.0.0 ok');
+          return void perform('rset', line, '250 2.0.0 ok');
         case 'QUIT':
           this.#write(session, '221 2.0.0 bye');
           return void session.socket.end();

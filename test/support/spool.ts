@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
 import { parseMail, parseRcpt } from '../../src/smtp/address.ts';
-import type { Sender } from '../../src/smtp/envelope.ts';
+import type { Recipient, Sender } from '../../src/smtp/envelope.ts';
 import { encodeEnvelope, type QueuedMessage, type RecipientState } from '../../src/spool/envelope.ts';
 
 export const QUEUED_BODY = Buffer.from('Received: x\r\nSubject: queued\r\n\r\nhello\r\n');
@@ -18,17 +18,20 @@ export async function spoolDirectory(): Promise<{ directory: string; remove: () 
   return { directory, remove: () => rm(parent, { recursive: true, force: true }) };
 }
 
-function senderOf(mail: string): Sender {
+export function senderOf(mail: string): Sender {
   const parsed = parseMail(mail);
   if (!parsed.ok) throw new Error(`bad test: ${mail}`);
   return { mailbox: parsed.mailbox, params: parsed.params };
 }
 
-function pending(rcpt: string): RecipientState {
+export function recipientOf(rcpt: string): Recipient {
   const parsed = parseRcpt(rcpt, { smtputf8: false });
   if (!parsed.ok) throw new Error(`bad test: ${rcpt}`);
-  const { mailbox, params } = parsed;
-  return { mailbox, params, state: 'pending', reply: null, nextHop: '', triedAt: null };
+  return { mailbox: parsed.mailbox, params: parsed.params };
+}
+
+function pending(rcpt: string): RecipientState {
+  return { ...recipientOf(rcpt), state: 'pending', reply: null, nextHop: '', triedAt: null };
 }
 
 export function queuedMessage(

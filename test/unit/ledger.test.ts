@@ -6,8 +6,11 @@ import { pino } from 'pino';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { fingerprintOf } from '../../src/ledger/fingerprint.ts';
 import { FILE_NAME, openJournal } from '../../src/ledger/journal.ts';
-import { type Entry, Ledger } from '../../src/ledger/ledger.ts';
+import { type Entry, type Journal, Ledger } from '../../src/ledger/ledger.ts';
+import { MessageHistory } from '../../src/ledger/message-history.ts';
+import { MessageBody } from '../../src/smtp/message-body.ts';
 import { reply } from '../../src/smtp/reply.ts';
+import { recipientOf, senderOf } from '../support/spool.ts';
 
 const HOUR_MS = 3_600_000;
 const clock = { ms: 0 };
@@ -138,6 +141,33 @@ describe('the fingerprint', () => {
     ['another header', () => fingerprintOf('a@a.example', client, Buffer.from('Subject: y\r\n\r\n'))],
   ])('differs for %s', (_, other) => {
     expect(other()).not.toBe(base);
+  });
+});
+
+describe("a message's history", () => {
+  it('leaves nothing behind where the dots have not gone out after all', async () => {
+    const kept: Entry[] = [];
+    const dropped: string[] = [];
+    const ledger = newLedger();
+    const journal: Journal = {
+      put: async (entry) => void kept.push(entry),
+      drop: ({ forwardPath }) => void dropped.push(forwardPath),
+      close: async () => {},
+    };
+    ledger.keepIn(journal, []);
+    const client = { address: '::1', port: 1, name: null, helo: 'c.example', extended: true, tls: null };
+    const history = new MessageHistory(ledger, senderOf('MAIL FROM:<s@a.example>'), client);
+    const body = new MessageBody(Buffer.alloc(0), { maxMessageBytes: 1000, maxReceived: 9 });
+    body.push(Buffer.from('Subject: x\r\n\r\nx\r\n.\r\n'));
+    const recipients = [recipientOf('RCPT TO:<u@a.example>'), recipientOf('RCPT TO:<v@b.example>')];
+    await history.intend(recipients, body);
+    expect(kept.map(({ fate, durable }) => [fate.kind, durable])).toEqual([
+      ['pending', true],
+      ['pending', true],
+    ]);
+    history.abandon();
+    expect(ledger.size).toBe(0);
+    expect(dropped).toEqual(['u@a.example', 'v@b.example']);
   });
 });
 

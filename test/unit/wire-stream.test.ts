@@ -1,0 +1,54 @@
+// How much the upstream's stream takes in: what is being dealt with, and one chunk behind it.
+import { once } from 'node:events';
+import { expect, it } from 'vitest';
+import { WireStream } from '../../src/upstream/wire-stream.ts';
+
+const line = (text: string) => Buffer.from(`${text}\r\n`);
+
+/** A stream, and what holds its next command or chunk until it is let go. */
+function heldStream() {
+  const stream = new WireStream();
+  const commands: string[] = [];
+  let letGo: () => void = () => {};
+  stream.oncommand = (command, callback) => {
+    commands.push(`${command}`);
+    letGo = callback as () => void;
+  };
+  return { stream, commands, letGo: () => letGo() };
+}
+
+it('takes more while a command is being answered, but no more than a chunk', async () => {
+  const { stream, commands, letGo } = heldStream();
+  // A client that waits for its answer isn't stopped from sending: it won't.
+  expect(stream.write(line('EHLO a'))).toBe(true);
+  expect(stream.write(line('MAIL FROM:<>'))).toBe(false);
+  const drained = once(stream, 'drain');
+  letGo();
+  letGo();
+  await drained;
+  expect(commands).toEqual(['EHLO a', 'MAIL FROM:<>']);
+});
+
+it('takes no more than a chunk of a message that nobody takes', async () => {
+  const { stream, letGo } = heldStream();
+  stream.write(line('DATA'));
+  let ready: () => void = () => {};
+  const pushed: number[] = [];
+  stream.startBody({
+    push: (chunk) => {
+      pushed.push(chunk.length);
+      return { end: -1, ready: new Promise((resolve) => (ready = resolve)) };
+    },
+    end: () => {},
+  });
+  letGo();
+  expect(stream.write(Buffer.alloc(1000))).toBe(true);
+  expect(stream.write(Buffer.alloc(2000))).toBe(false);
+  expect(pushed).toEqual([1000]);
+  const drained = once(stream, 'drain');
+  ready();
+  await Promise.resolve();
+  ready();
+  await drained;
+  expect(pushed).toEqual([1000, 2000]);
+});
