@@ -3,12 +3,12 @@
 // A line that doesn't check out is skipped: forgetting costs a duplicate, guessing would cost a message.
 // After a failed write or fsync nothing more is written, since what is in the file then nobody knows; the ledger goes on
 // in memory, and the log says so. Owns the file, which belongs to one process (the caller holds the directory's lock).
-import { access, constants, type FileHandle, mkdir, open, readFile, rename } from 'node:fs/promises';
+import { access, constants, type FileHandle, open, readFile, rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
 import type { Logger } from 'pino';
 import { z } from 'zod';
-import { whyUnreadable } from '../unreadable.ts';
+import { makeDirectory, whyNoDirectory } from '../make-directory.ts';
 import type { Entry, EntryKey, Journal } from './ledger.ts';
 
 export type JournalDeps = Readonly<{
@@ -51,10 +51,12 @@ export type OpenedJournal = Readonly<{ journal: Journal; recovered: readonly Ent
 /** @throws Error in one line that says what to do */
 export async function prepareLedgerDirectory(directory: string): Promise<void> {
   try {
-    await mkdir(directory, { recursive: true, mode: 0o700 });
+    await makeDirectory(directory);
     await access(directory, constants.W_OK);
   } catch (error) {
-    throw new Error(`--ledger-dir ${directory}: ${whyUnreadable(error)}`, { cause: error });
+    throw new Error(`--ledger-dir ${directory}: ${whyNoDirectory(error as NodeJS.ErrnoException)}`, {
+      cause: error,
+    });
   }
 }
 

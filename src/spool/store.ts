@@ -7,7 +7,6 @@ import { type Dirent, readFileSync, statSync } from 'node:fs';
 import {
   chmod,
   type FileHandle,
-  mkdir,
   open,
   readdir,
   readFile,
@@ -20,6 +19,7 @@ import { dirname, join, resolve } from 'node:path';
 import { setImmediate as nextTurn } from 'node:timers/promises';
 import { crc32 } from 'node:zlib';
 import type { Logger } from 'pino';
+import { makeDirectory, whyNoDirectory } from '../make-directory.ts';
 import type { MessageBuffer } from './buffer.ts';
 import {
   DamagedError,
@@ -87,20 +87,20 @@ export class SpoolStore {
    */
   static async prepare(directory: string, log: Logger): Promise<void> {
     try {
-      const made = await mkdir(directory, { recursive: true, mode: 0o700 });
+      const made = await makeDirectory(directory);
       await protect(directory, log);
-      await mkdir(join(directory, QUARANTINE), { recursive: true, mode: 0o700 });
+      await makeDirectory(join(directory, QUARANTINE));
       await protect(join(directory, QUARANTINE), log);
       const probe = join(directory, 'writable.json.tmp');
       await (await open(probe, 'w', 0o600)).close();
       await unlink(probe);
       await syncDirectory(directory);
       // A directory is as durable as its name in the one above.
-      const topmost = made === undefined ? Infinity : resolve(made).length;
+      const topmost = made === undefined ? Infinity : made.length;
       for (let each = resolve(directory); each.length >= topmost; each = dirname(each))
         await syncDirectory(dirname(each));
     } catch (error) {
-      throw new Error(`--spool-dir ${directory}: ${whatToDo(error as NodeJS.ErrnoException)}`, {
+      throw new Error(`--spool-dir ${directory}: ${whyNoDirectory(error as NodeJS.ErrnoException)}`, {
         cause: error,
       });
     }
@@ -207,7 +207,7 @@ export class SpoolStore {
     try {
       const paths = [this.#path(id, 'json'), this.#path(id, 'eml')];
       const aside = join(this.directory, QUARANTINE);
-      await mkdir(aside, { recursive: true, mode: 0o700 });
+      await makeDirectory(aside);
       const names = await freeNames(aside, id);
       // One that can't be moved must not keep the other here.
       const moves = await Promise.allSettled(paths.map((path, at) => rename(path, join(aside, names[at]!))));
@@ -473,11 +473,4 @@ async function protect(directory: string, log: Logger): Promise<void> {
   if ((mode & 0o077) === 0) return;
   log.warn({ event: 'spool-mode', directory, was });
   await chmod(directory, 0o700);
-}
-
-function whatToDo({ code, message }: NodeJS.ErrnoException): string {
-  if (code === 'EEXIST' || code === 'ENOTDIR') return 'not a directory; name one, or a path for a new one';
-  if (code === 'EACCES' || code === 'EPERM' || code === 'EROFS')
-    return `not writable for this user; change its owner, or name another directory (${message})`;
-  return message;
 }

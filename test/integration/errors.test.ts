@@ -171,6 +171,15 @@ it('says whose a spool is, and what is not in it', async () => {
     exitCode: 1,
     output: `cutthrough: --spool-dir ${join(directory, 'file')}: not a directory; name one, or a path for a new one\n`,
   });
+  // Where no directory can be: Node's own way to make it would never end.
+  for (const flags of [
+    ['--mode', 'spool', '--spool-dir', '/proc/none/spool'],
+    ['--ledger-dir', '/proc/none/spool'],
+  ])
+    expect(await cutthrough(['serve', ...flags, ...ANY_PORT, ...HTTP_OFF])).toEqual({
+      exitCode: 1,
+      output: `cutthrough: ${flags.at(-2)} /proc/none/spool: no directory can be made there; name another one\n`,
+    });
   expect((await cutthrough(['queue', 'list', '--spool-dir', join(directory, 'none')])).output).toMatch(
     /there is no spool at \S+; give --spool-dir, or --config as for serve\n$/,
   );
