@@ -70,7 +70,8 @@ export class MessageHistory {
 
   /** Recipients who must not get the message again, and what it counts as for them. */
   get known(): ReadonlyMap<Recipient, Outcome> {
-    return new Map([...(this.#known ?? [])].map(([recipient, { fate }]) => [recipient, outcomeOf(fate)]));
+    if (this.#known === null) return NOBODY;
+    return new Map([...this.#known].map(([recipient, { fate }]) => [recipient, outcomeOf(fate)]));
   }
 
   /**
@@ -78,8 +79,9 @@ export class MessageHistory {
    * same; it is forgotten, so that the next try delivers.
    */
   isSame(): boolean {
-    const { octets, crc32 } = this.#body ?? { octets: -1, crc32: -1 };
-    const different = [...(this.#known?.values() ?? [])].filter(
+    if (this.#known === null || this.#body === null) return true;
+    const { octets, crc32 } = this.#body;
+    const different = [...this.#known.values()].filter(
       (entry) => entry.octets !== octets || entry.crc32 !== crc32,
     );
     for (const entry of different) this.#ledger.drop(entry);
@@ -203,6 +205,8 @@ export class MessageHistory {
     return this.#fingerprint;
   }
 }
+
+const NOBODY: ReadonlyMap<Recipient, Outcome> = new Map();
 
 function outcomeOf(fate: Fate): Outcome {
   return fate.kind === 'rejected'

@@ -13,6 +13,8 @@ export type BodyChunk = Readonly<{ pieces: readonly Buffer[]; end: number; refus
 
 /** Longer header blocks are not kept. */
 const MAX_HEADER_OCTETS = 64 * 1024;
+/** Not worth a copy. */
+const SMALL_OCTETS = 8 * 1024;
 
 export class MessageBody {
   /** Of the wire form as the upstream sent it, without the final line. */
@@ -65,12 +67,12 @@ export class MessageBody {
     this.#pieces.push(piece);
   };
 
-  /** Copied, since a view would keep the whole chunk. */
   #keepHeader(piece: Buffer, octets: number): void {
     this.#headerOctets += octets;
-    if (this.#headerOctets <= MAX_HEADER_OCTETS)
-      this.#headerPieces.push(Buffer.from(piece.subarray(0, octets)));
-    else this.#headerPieces = [];
+    const part = piece.subarray(0, octets);
+    // A view keeps the whole chunk.
+    if (this.#headerOctets > MAX_HEADER_OCTETS) this.#headerPieces = [];
+    else this.#headerPieces.push(piece.length > SMALL_OCTETS ? Buffer.from(part) : part);
   }
 
   #putReceived(): void {
