@@ -89,6 +89,8 @@ type Generation = Readonly<{
   config: Config;
   admission: Admission;
   router: Router;
+  /** Of all its downstream sessions. */
+  pool: SessionPool;
   mtaSts: MtaSts | null;
   certificate: Certificate | null;
   /** Unix time of its end; 0 without one. */
@@ -123,13 +125,13 @@ class RunningProxy implements Proxy {
   #generation: Generation | null = null;
   #listeners: readonly Listener[] = [];
   #http: HttpServer | null = null;
-  /** Sessions being ended politely. */
+  /** Pools that were replaced. */
   readonly #ending = new Set<Promise<void>>();
   /** On a command line a hyphen would begin a flag. */
   readonly #idPrefix = randomBytes(6).toString('base64url').replace(/^-/, 'x');
   #serial = 0;
   #connections = 0;
-  readonly #sessions = { active: 0, idle: 0 };
+  readonly #sessions = { active: 0, idle: 0, waiting: 0 };
   readonly #health = new NextHopHealth(() => performance.now());
   readonly #startedMs = performance.now();
   #draining = false;
@@ -148,6 +150,7 @@ class RunningProxy implements Proxy {
     read(bufferedBytes, () => this.#unsentBytes() + this.#budget.used);
     read(sessionsActive, () => this.#sessions.active);
     read(sessionsIdle, () => this.#sessions.idle);
+    read(this.#metrics.sessionsWaiting, () => this.#sessions.waiting);
     read(transactionsActive, () => this.#transactions.size);
     read(this.#metrics.queueMessages, () => this.#spool?.queue.size ?? 0);
     read(this.#metrics.queueOldestAge, () => this.#spool?.queue.oldestAgeSeconds ?? 0);
@@ -259,6 +262,7 @@ class RunningProxy implements Proxy {
       this.#spool = await this.#openSpool(config);
       this.#spool.recover();
     }
+    if (generation.pool !== this.#generation?.pool) this.#closePool();
     this.#generation = generation;
     this.#timeLines.resize(config.traceBuffer);
     this.#health.configure(generation.router.staticNextHops);
@@ -275,9 +279,8 @@ class RunningProxy implements Proxy {
       onFailed: (reason) => metrics.spoolFailures.inc(reason),
       queue: {
         route: (domain) => this.#generation!.router.route(domain || this.#config.hostname),
-        newPool: () => this.#newPool(),
         // The queue's schedule is what retries.
-        delivery: (pool) => this.#deliveryDeps({ ...this.#config, connectRetries: 0 }, pool),
+        delivery: () => this.#deliveryDeps({ ...this.#config, connectRetries: 0 }, this.#generation!.pool),
         newId: () => this.#newId(),
         now: Date.now,
         monotonic: () => performance.now(),
@@ -303,6 +306,7 @@ class RunningProxy implements Proxy {
     clearTimeout(timer);
     this.#fastPath.stop();
     await this.#spool?.close(Math.min(timeoutMs, QUEUE_GRACE_MS));
+    this.#closePool();
     await Promise.all(this.#ending);
     await this.#ledger.close();
     await this.#ledgerLock?.release();
@@ -356,7 +360,16 @@ class RunningProxy implements Proxy {
       certificate === null ? 0 : Date.parse(new X509Certificate(certificate.cert).validTo) / 1000;
     const rcptDeadline = new WaitLimit(config.rcptDeadlineMs);
     const admission = createAdmission(config);
-    return { config, admission, router, mtaSts, certificate, certificateExpiry: expiry, rcptDeadline };
+    const pool = this.#newPool(config);
+    return { config, admission, router, pool, mtaSts, certificate, certificateExpiry: expiry, rcptDeadline };
+  }
+
+  /** Of the generation that was: what is still in use ends when it is given back. */
+  #closePool(): void {
+    const ending = this.#generation?.pool.close();
+    if (ending === undefined) return;
+    this.#ending.add(ending);
+    void ending.then(() => this.#ending.delete(ending));
   }
 
   /** RFC 5321 §5.1: our own name, or an address at which connecting would reach ourselves. */
@@ -378,7 +391,6 @@ class RunningProxy implements Proxy {
     metrics.upstreamConnections.inc(listener.address.protocol);
     metrics.upstreamConnectionsActive.inc();
     this.#connections++;
-    const pool = this.#newPool();
     return {
       config,
       admission,
@@ -386,26 +398,28 @@ class RunningProxy implements Proxy {
       log: this.#log,
       startTls: certificate !== null && listener.address.protocol === 'smtp',
       offersDsn: () => config.mode !== 'cut-through' || this.#offersDsn(generation.router),
-      newTransaction: this.#transactionsOf(generation, this.#legDeps(config, pool)),
+      newTransaction: this.#transactionsOf(generation),
       refusesMail: () => this.#refusesMail(config),
       hasRoom: () => this.#connections + this.#waiting <= config.maxConnections,
       onClosed: () => {
         this.#connections--;
         metrics.upstreamConnectionsActive.dec();
-        const ending = pool.close();
-        this.#ending.add(ending);
-        void ending.then(() => this.#ending.delete(ending));
       },
     };
   }
 
-  #newPool(): SessionPool {
+  #newPool(config: Config): SessionPool {
     return new SessionPool({
+      config,
+      now: () => performance.now(),
       onCount: ({ active, idle }) => {
         this.#sessions.active += active;
         this.#sessions.idle += idle;
       },
       onReuse: () => this.#metrics.sessionReuses.inc(),
+      onWaiting: (change) => {
+        this.#sessions.waiting += change;
+      },
     });
   }
 
@@ -446,10 +460,13 @@ class RunningProxy implements Proxy {
   }
 
   /** How transactions of a session begin; what they are given is built once, since a small message is soon over. */
-  #transactionsOf(
-    { config, router, rcptDeadline }: Generation,
-    leg: LegDeps,
-  ): (sender: Sender, client: Client) => Transaction | StoredTransaction {
+  #transactionsOf({
+    config,
+    router,
+    pool,
+    rcptDeadline,
+  }: Generation): (sender: Sender, client: Client) => Transaction | StoredTransaction {
+    const leg = this.#legDeps(config, pool);
     const shared = {
       config,
       router,

@@ -79,6 +79,10 @@ export type Config = Readonly<{
   /** Wait before the greeting for clients that are not trusted. */
   greetingDelayMs: number;
   drainTimeoutMs: number;
+  maxSessionsPerNextHop: number;
+  sessionIdleTimeoutMs: number;
+  sessionMaxAgeMs: number;
+  sessionMaxMessages: number;
   maxMessageBytes: number;
   maxRecipients: number;
   maxConnections: number;

@@ -123,6 +123,10 @@ export function createMetrics(info: { version: string; mode: string; fallback: s
     connectRetries: counter('downstream_connect_retries_total', 'Attempts after the first (claim 21).'),
     sessionsActive: gauge('downstream_sessions_active', 'Downstream sessions in use.'),
     sessionsIdle: gauge('downstream_sessions_idle', 'Downstream sessions kept for reuse.'),
+    sessionsWaiting: gauge(
+      'downstream_sessions_waiting',
+      'Legs that wait for a session, since their next hop has --max-sessions-per-next-hop.',
+    ),
     sessionReuses: counter('downstream_session_reuses_total', 'Transactions that took a kept session.'),
     downstreamReplies: counterBy(
       'downstream_replies_total',

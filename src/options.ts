@@ -181,6 +181,21 @@ export const OPTIONS = {
   ),
   'drain-timeout': one('drainTimeoutMs', duration(0), '30s', 'for running transactions after SIGTERM'),
 
+  'max-sessions-per-next-hop': one(
+    'maxSessionsPerNextHop',
+    integer(1),
+    '50',
+    'downstream sessions with one next hop, those that are kept included',
+  ),
+  'session-idle-timeout': one(
+    'sessionIdleTimeoutMs',
+    duration(0),
+    '10s',
+    'how long a downstream session is kept for the next message; 0s keeps none',
+  ),
+  'session-max-age': one('sessionMaxAgeMs', duration(), '5m', 'of a downstream session that is used again'),
+  'session-max-messages': one('sessionMaxMessages', integer(1), '100', 'over one downstream session'),
+
   'max-message-size': one('maxMessageBytes', size, '50MiB', 'offered as SIZE, enforced while streaming'),
   'max-recipients': one('maxRecipients', integer(1), '100', 'per transaction'),
   'max-connections': one('maxConnections', integer(1), '1000', 'clients at a time'),
@@ -293,6 +308,7 @@ const GROUPS: Readonly<Partial<Record<string, string>>> = {
   route: 'Routing, and who may send',
   dns: 'MX routing',
   'connect-retries': 'Attempts and timeouts',
+  'max-sessions-per-next-hop': 'Downstream sessions',
   'max-message-size': 'Limits',
   'memory-threshold': 'Spool, queue and fast path',
   'ledger-ttl': 'Ledger',

@@ -17,6 +17,8 @@ type UpstreamEvent =
   | 'gone';
 /** On a next hop's. */
 export type LegEvent =
+  /** For a place at the next hop (--max-sessions-per-next-hop). */
+  | 'queued'
   | 'connect'
   | 'attempt-failed'
   | 'connected'

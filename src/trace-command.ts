@@ -189,6 +189,8 @@ function describe(event: TraceEvent, trace: Trace, naming: boolean): Said {
       return said('connecting');
     case 'connected':
       return said(`connected: ${text}`);
+    case 'queued':
+      return said('waiting for a session: as many as may be are in use', 'yellow');
     case 'reused':
       return said(`the kept session with ${text}`);
     case 'attempt-failed':

@@ -50,6 +50,9 @@ type State =
   | Readonly<{ name: 'body'; fanOut: FanOut; body: MessageBody; began: number; room: boolean }>
   | Readonly<{ name: 'ended' }>;
 
+/** The part of --rcpt-deadline that a transaction of several legs waits for a place. */
+const BRIEF_WAIT = 0.25;
+
 export class Transaction {
   readonly id: string;
   readonly sender: Sender;
@@ -167,7 +170,7 @@ export class Transaction {
     const legs: Leg[] = [];
     for (const leg of this.#legs.values()) {
       if (leg.recipients.length > 0) legs.push(leg);
-      else void leg.release();
+      else leg.release();
     }
     const held = this.#history.hasSuspects ? this.#holdBack(legs) : [];
     const room = this.#deps.spooler === null || (await this.#deps.spooler.hasRoom());
@@ -403,8 +406,15 @@ export class Transaction {
     if (leg === undefined) {
       leg = new Leg(nextHop, this, this.#deps.leg, this.#record.line);
       this.#legs.set(nextHop.key, leg);
+      if (this.#legs.size > 1) this.#waitBriefly();
     }
     return leg;
+  }
+
+  /** While one leg waits for a place at its next hop, the others keep theirs from whoever could use them. */
+  #waitBriefly(): void {
+    const ms = this.#deps.config.rcptDeadlineMs * BRIEF_WAIT;
+    for (const leg of this.#legs.values()) leg.waitAtMost(ms);
   }
 
   /** Ours, or what the next hop with the least room takes of a message that gets a Received line (RFC 1870 §4). */
@@ -488,7 +498,7 @@ export class Transaction {
   #end(result: TransactionResult, answer: Reply | null, extra: Record<string, number>, at?: number): void {
     if (this.#state.name === 'ended') return;
     this.#state = { name: 'ended' };
-    for (const leg of this.#legs.values()) void leg.release();
+    for (const leg of this.#legs.values()) leg.release();
     if (this.#tee !== null) void this.#deps.spooler?.discard(this.#tee);
     for (const side of ['upstream', 'downstream'] as const) {
       if (this.#standstill[side] > 0) this.#deps.metrics.backpressure.add(this.#standstill[side], side);
@@ -512,9 +522,8 @@ class Asking extends Wait {
   isOutOfReach(answer: Reply): boolean {
     if (replyClass(answer) !== 4) return false;
     if (this.#leg === null) return true;
-    // A leg whose sender was refused has let go of its session, which then is aborted by us.
-    const letGo = this.#leg.session?.lost?.cause === 'aborted' && !this.isCut;
-    return !this.#leg.isAlive && !letGo;
+    // A leg whose sender was refused has let go of its session.
+    return !this.#leg.isAlive && !this.#leg.isReleased;
   }
 }
 

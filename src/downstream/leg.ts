@@ -6,13 +6,21 @@ import type { DurationPhase } from '../metrics.ts';
 import type { NextHop } from '../routing/routes.ts';
 import { type Capabilities, mailCommand, rcptCommand, refusalBeforeMail } from '../smtp/capabilities.ts';
 import type { Recipient, Submission } from '../smtp/envelope.ts';
-import { legLost, nextHopUnreachable, passOn, type Reply, recipientOk, replyClass } from '../smtp/reply.ts';
+import {
+  legLost,
+  nextHopBusy,
+  nextHopUnreachable,
+  passOn,
+  type Reply,
+  recipientOk,
+  replyClass,
+} from '../smtp/reply.ts';
 import { brief, inFull, type LegEvent, type TimeLine } from '../time-line.ts';
 import { type ConnectDeps, type ConnectWatch, type Opened, openSession } from './connect.ts';
 import { type Introduction, introductionTo, xforwardCommands } from './forward-client.ts';
 import type { FailureCause, FailurePhase, HopHealth, NextHopHealth } from './health.ts';
 import { type Outcome, outcomeOf } from './outcome.ts';
-import type { KeptSession, SessionPool } from './pool.ts';
+import type { Admitted, KeptSession, SessionPool } from './pool.ts';
 import type { DownstreamSession, Exchange } from './session.ts';
 
 export type LegDeps = Readonly<{
@@ -28,25 +36,34 @@ export type LegDeps = Readonly<{
   onOpened: (nextHop: NextHop, offered: Capabilities) => void;
 }>;
 
+/** `busy`: there was no place for another session with the next hop. */
+type Ready = Opened | Readonly<{ kind: 'busy' }>;
+const BUSY = { kind: 'busy' } as const;
+
 export class Leg {
   readonly nextHop: NextHop;
   /** The recipients that the next hop has accepted, in the order of its replies. */
   readonly recipients: Recipient[] = [];
   /** Where the leg is, for /status and the log. */
-  phase: 'connect' | 'envelope' | 'data' | 'body' | 'dot' | 'done' = 'connect';
+  phase: 'queue' | 'connect' | 'envelope' | 'data' | 'body' | 'dot' | 'done' = 'connect';
 
   readonly #submission: Submission;
   readonly #deps: LegDeps;
   /** What the next hop is told of the client; null: nothing. */
   readonly #introduction: Introduction | null;
   readonly #health: HopHealth;
-  /** Ends the connecting; null while there is none. */
+  /** Ends the waiting and the connecting; null while there is neither. */
   #connecting: AbortController | null = null;
+  /** Ends the waiting, where it may not take long. */
+  #patience: NodeJS.Timeout | null = null;
   #dropped = false;
+  /** A host has replied, if only with a refusal. */
   #answered = false;
-  #opened: Promise<Opened>;
+  /** Null where a kept session was at hand. */
+  #opened: Promise<Ready> | null = null;
   /** What #opened has settled to. */
-  #ready: Opened | null = null;
+  #ready: Ready | null = null;
+  /** Null again once it is let go of. */
   #kept: KeptSession | null = null;
   /** The session has carried messages before: that the peer has closed it meanwhile is no failure. */
   #reused = false;
@@ -71,9 +88,14 @@ export class Leg {
     this.#line = line;
     this.#nth = line?.addLeg(nextHop.label) ?? 0;
     this.#phaseBegan = deps.now();
-    const kept = deps.pool.take(nextHop, this.#identity);
-    this.#health = kept?.health ?? deps.health.of(nextHop);
-    this.#opened = this.#open(kept);
+    const admitted = this.#enterPool(false);
+    if (typeof admitted === 'object' && 'session' in admitted) {
+      this.#health = admitted.health;
+      this.#takeKept(admitted);
+    } else {
+      this.#health = deps.health.of(nextHop);
+      this.#opened = this.#open(admitted);
+    }
   }
 
   get #identity(): string {
@@ -82,12 +104,17 @@ export class Leg {
 
   /** The next hop is there: a session was opened, or the client that it was told of is what it has refused. */
   get reached(): boolean {
-    return this.session !== null || (this.#introduction !== null && this.#answered);
+    return this.#ready?.kind === 'open' || (this.#introduction !== null && this.#answered);
   }
 
-  /** Null while connecting, or when the next hop is unreachable. */
+  /** Null while connecting, when the next hop is unreachable, and once the leg is released. */
   get session(): DownstreamSession | null {
     return this.#kept?.session ?? null;
+  }
+
+  /** There was a session, and it was let go of in good order. */
+  get isReleased(): boolean {
+    return this.#ready?.kind === 'open' && this.#kept === null;
   }
 
   /** There is a session, and it can be used. */
@@ -103,10 +130,11 @@ export class Leg {
   addRecipient(recipient: Recipient): Reply | Promise<Reply> {
     const opened = this.#ready;
     if (opened !== null) return this.#ask(opened, recipient);
-    return this.#opened.then((settled) => this.#ask(settled, recipient));
+    return this.#opened!.then((settled) => this.#ask(settled, recipient));
   }
 
-  #ask(opened: Opened, recipient: Recipient): Reply | Promise<Reply> {
+  #ask(opened: Ready, recipient: Recipient): Reply | Promise<Reply> {
+    if (opened.kind === 'busy') return nextHopBusy(this.nextHop.label);
     // Claim 24.
     if (opened.kind === 'unreachable') {
       return nextHopUnreachable(this.nextHop.label, opened.attempts, opened.reason);
@@ -171,6 +199,7 @@ export class Leg {
     const outcome = outcomeOf(exchange.reply);
     if (outcome !== null && outcome.kind !== 'accepted') {
       this.#health.refused(this.#deps.now());
+      this.#enter('envelope', at);
       return outcome;
     }
     // Neither 354 nor a refusal: what the peer would make of the body is anybody's guess.
@@ -229,44 +258,90 @@ export class Leg {
     this.session?.abort();
   }
 
-  /** Lets go of the session: kept if its message is done, ended if none was begun, else dropped. Never rejects. */
-  async release(): Promise<void> {
-    if (this.#kept !== null && this.phase === 'done') await this.#deps.pool.give(this.nextHop, this.#kept);
-    else if (this.#kept !== null && this.phase === 'envelope') await this.#kept.session.quit();
-    else this.drop();
+  /** Lets go of the session: kept where its message is done, or none was begun and a RSET ends it; else dropped. */
+  release(): void {
+    const { session } = this;
+    const kept = this.#kept;
+    if (session === null || kept === null || session.lost !== null) return this.drop();
+    if (this.phase !== 'done' && this.phase !== 'envelope') return this.drop();
+    const { pool } = this.#deps;
+    if (this.phase === 'done') pool.give(kept);
+    // What is due after the refusal of a sender comes at once, for it was asked together with that.
+    else if (session.isQuiet || (this.#senderRefused !== null && session.capabilities.pipelining))
+      pool.giveAfterReset(kept);
+    else session.abort();
+    this.#kept = null;
+  }
+
+  /** Where the leg waits for a place at its next hop: no longer than so, since others wait for what it holds up. */
+  waitAtMost(ms: number): void {
+    if (this.phase !== 'queue') return;
+    this.#patience ??= setTimeout(() => this.#connecting?.abort(), ms);
   }
 
   get #isLmtp(): boolean {
     return this.#kept?.host.protocol === 'lmtp';
   }
 
-  async #open(kept: KeptSession | null): Promise<Opened> {
-    this.#reused = kept !== null;
-    if (kept !== null) {
-      this.#mark('reused', this.#phaseBegan, kept.host.host);
-      const opened = { kind: 'open', session: kept.session, host: kept.host, attempts: 0 } as const;
-      return this.#begin(kept, opened, this.#phaseBegan);
-    }
-    this.#mark('connect', this.#phaseBegan);
-    this.#connecting = new AbortController();
+  #enterPool(fresh: boolean): Exclude<Admitted, 'nothing'> | Promise<Admitted> {
+    return this.#deps.pool.enter(this.nextHop, this.#identity, () => this.#startConnecting(), fresh);
+  }
+
+  #startConnecting(): AbortSignal {
+    this.#connecting ??= new AbortController();
     if (this.#dropped) this.#connecting.abort();
-    const { signal } = this.#connecting;
+    return this.#connecting.signal;
+  }
+
+  #takeKept(kept: KeptSession): Ready {
+    this.#reused = true;
+    this.#mark('reused', this.#phaseBegan, kept.host.host);
+    const opened = { kind: 'open', session: kept.session, host: kept.host, attempts: 0 } as const;
+    return this.#begin(kept, opened, this.#phaseBegan);
+  }
+
+  async #open(at: 'place' | Promise<Admitted>): Promise<Ready> {
+    const admitted = at === 'place' ? at : await this.#queue(at);
+    if (admitted === 'nothing') return this.#end(BUSY);
+    if (admitted !== 'place') return this.#takeKept(admitted);
+    this.#mark('connect', this.#enter('connect', this.#deps.now()));
     const introduction = this.#introduction;
     const connect = introduction === null ? this.#deps.connect : { ...this.#deps.connect, introduction };
-    const opened = await openSession(this.nextHop, connect, signal, this.#watch());
-    this.#connecting = null;
-    const at = this.#timed('connect');
+    const opened = await openSession(this.nextHop, connect, this.#startConnecting(), this.#watch());
+    const ended = this.#timed('connect');
     if (opened.kind === 'unreachable') {
+      this.#deps.pool.abandoned(this.nextHop);
       this.#answered = opened.answered;
-      if (opened.failure !== null) this.#health.failed('connect', opened.failure, at);
-      this.#mark('unreachable', at, `${opened.reason} (attempts: ${opened.attempts})`);
-      return opened;
+      if (opened.failure !== null) this.#health.failed('connect', opened.failure, ended);
+      this.#mark('unreachable', ended, `${opened.reason} (attempts: ${opened.attempts})`);
+      return this.#end(opened);
     }
+    this.#connecting = null;
     const { session, host } = opened;
-    const fresh = { session, host, messages: 0, identity: this.#identity, health: this.#health };
-    this.#deps.pool.opened(this.nextHop, fresh);
-    this.#deps.onOpened(this.nextHop, opened.session.capabilities);
-    return this.#begin(fresh, opened, at);
+    const { nextHop } = this;
+    const times = { openedAt: ended, idleSince: ended };
+    const fresh = {
+      ...{ session, host, nextHop, messages: 0 },
+      ...{ identity: this.#identity, health: this.#health, ...times },
+    };
+    this.#deps.pool.opened(fresh);
+    this.#deps.onOpened(nextHop, session.capabilities);
+    return this.#begin(fresh, opened, ended);
+  }
+
+  async #queue(admitted: Promise<Admitted>): Promise<Admitted> {
+    this.#mark('queued', this.#enter('queue', this.#phaseBegan));
+    const found = await admitted;
+    if (this.#patience !== null) clearTimeout(this.#patience);
+    this.#phaseBegan = this.#deps.now();
+    return found;
+  }
+
+  /** There is no session to be had. */
+  #end(without: Ready): Ready {
+    this.#connecting = null;
+    this.#ready = without;
+    return without;
   }
 
   #watch(): ConnectWatch | undefined {
@@ -296,8 +371,9 @@ export class Leg {
     this.#ready = null;
     this.#mail = null;
     this.#turn = Promise.resolve();
+    this.#reused = false;
     this.#enter('connect', this.#deps.now());
-    this.#opened = this.#open(null);
+    this.#opened = this.#open(this.#enterPool(true) as 'place' | Promise<Admitted>);
   }
 
   async #envelope(session: DownstreamSession, recipient: Recipient): Promise<Reply> {
@@ -339,7 +415,7 @@ export class Leg {
     }
     if (!positive(mailExchange)) {
       this.#senderRefused ??= this.#refusal(mailExchange, 'mail');
-      void this.release();
+      this.release();
       return this.#senderRefused;
     }
     if (!capabilities.pipelining) this.#mark('rcpt', mailAt, recipient.mailbox.address);

@@ -203,6 +203,11 @@ export class DownstreamSession extends Base {
     return socket.authorized ? null : String(socket.authorizationError);
   }
 
+  /** The peer owes no reply. */
+  get isQuiet(): boolean {
+    return this.#pending.length === 0;
+  }
+
   /** Bytes written and not yet handed to the kernel. */
   get unsentBytes(): number {
     return this._socket === false ? 0 : this._socket.writableLength;

@@ -201,6 +201,11 @@ export function nextHopUnreachable(label: string, attempts: number, reason: stri
   return reply(451, '4.4.1', `next hop ${label} unreachable after ${times}: ${reason}`);
 }
 
+/** --max-sessions-per-next-hop, and none came free in time. */
+export function nextHopBusy(label: string): Reply {
+  return reply(451, '4.4.5', `all sessions with next hop ${label} are in use`);
+}
+
 // ---- DATA ----
 
 export const startData = always(reply(354, null, 'start mail input; end with <CRLF>.<CRLF>'));

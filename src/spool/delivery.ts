@@ -66,7 +66,7 @@ export async function deliver(
   } finally {
     interrupt.soft.removeEventListener('abort', dropBeforeDot);
     interrupt.hard.removeEventListener('abort', drop);
-    void leg.release();
+    leg.release();
   }
 }
 

@@ -12,7 +12,6 @@ import { setMaxListeners } from 'node:events';
 import type { Logger } from 'pino';
 import type { Config } from '../config.ts';
 import type { Outcome } from '../downstream/outcome.ts';
-import type { SessionPool } from '../downstream/pool.ts';
 import { type NextHop, type RouteResult, refusalOfRoute } from '../routing/routes.ts';
 import { queueTimeExpired, type Reply } from '../smtp/reply.ts';
 import { MemoryBudget, MessageBuffer } from './buffer.ts';
@@ -29,9 +28,7 @@ export type QueueDeps = Readonly<{
   /** Of the moment. */
   config: () => QueueConfig;
   route: (domain: string) => RouteResult | Promise<RouteResult>;
-  /** For a lane, which keeps its session from message to message in its own pool. */
-  newPool: () => SessionPool;
-  delivery: (pool: SessionPool) => DeliveryDeps;
+  delivery: () => DeliveryDeps;
   newId: () => string;
   /** Epoch milliseconds, for what is written down. */
   now: () => number;
@@ -80,7 +77,6 @@ type Entry = {
 
 type Lane = {
   readonly nextHop: NextHop;
-  readonly pool: SessionPool;
   readonly waiting: Map<Entry, readonly string[]>;
   running: number;
   proven: boolean;
@@ -215,7 +211,6 @@ export class Queue {
     for (const entry of this.#entries.values()) if (entry.timer !== null) clearTimeout(entry.timer);
     while (this.#work.size > 0) await Promise.all(this.#work);
     clearTimeout(timer);
-    await Promise.all([...this.#lanes.values()].map(({ pool }) => pool.close()));
   }
 
   /** For deliveries that began before the queue had the message. @returns to be called when they have ended */
@@ -368,8 +363,7 @@ export class Queue {
   #laneFor(nextHop: NextHop): Lane {
     let lane = this.#lanes.get(nextHop.key);
     if (lane === undefined) {
-      const pool = this.#deps.newPool();
-      lane = { nextHop, pool, waiting: new Map(), running: 0, proven: false, failures: 0, downUntil: 0 };
+      lane = { nextHop, waiting: new Map(), running: 0, proven: false, failures: 0, downUntil: 0 };
       this.#lanes.set(nextHop.key, lane);
     }
     return lane;
@@ -438,7 +432,7 @@ export class Queue {
     const { outcomes, reached } = await deliver(
       lane.nextHop,
       { id, sender, client, recipients, body: () => bodyOf(message, store) },
-      this.#deps.delivery(lane.pool),
+      this.#deps.delivery(),
       { soft: this.#stop.signal, hard: this.#cutOff.signal },
     );
     const { label } = lane.nextHop;
@@ -466,7 +460,7 @@ export class Queue {
     this.#enlist(lane);
   }
 
-  /** Nothing waits for it: its sessions end, and only a lane that is down must be remembered. */
+  /** Nothing waits for it: only a lane that is down must be remembered. */
   #retire(lane: Lane): void {
     if (lane.running > 0 || lane.waiting.size > 0 || this.#lanes.get(lane.nextHop.key) !== lane) return;
     if (this.#isDown(lane)) {
@@ -476,7 +470,6 @@ export class Queue {
       return;
     }
     this.#lanes.delete(lane.nextHop.key);
-    this.#track(lane.pool.close());
   }
 
   // ---- what becomes of recipients ----

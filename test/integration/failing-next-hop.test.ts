@@ -48,6 +48,9 @@ function expected(phase: Phase, failure: string): RegExp {
   }
 }
 
+/** What is left open is then no session kept for later. */
+const FORGETFUL = { sessionIdleTimeout: '20ms' };
+
 const PHASES: Phase[] = ['greeting', 'ehlo', 'mail', 'rcpt', 'data', 'body', 'dot'];
 
 /** The reply that ends the attempt to send one message to `to`: the first that is not positive, else the last. */
@@ -87,7 +90,7 @@ for (const phase of PHASES) {
         continue;
 
       it(`answers honestly to ${failure}`, async () => {
-        proxy = await startProxy([{ script: { [phase]: act } }]);
+        proxy = await startProxy([{ script: { [phase]: act } }], FORGETFUL);
         const [sink] = proxy.sinks;
         const before = performance.now();
         let reply = await attempt(['u@a.example'], phase === 'body');
@@ -117,7 +120,7 @@ describe('next to a sound leg', () => {
   for (const phase of ['data', 'body'] as const) {
     for (const failure of ['4xx', '5xx', 'FIN', 'RST', 'garbage'] as const) {
       it(`lets nobody have the message after ${failure} at ${phase}`, async () => {
-        proxy = await startProxy([{}, { script: { [phase]: FAILURES[failure]! } }]);
+        proxy = await startProxy([{}, { script: { [phase]: FAILURES[failure]! } }], FORGETFUL);
         const reply = await attempt(['u@a.example', 'v@b.example'], phase === 'body');
         expect(reply).toMatch(/^[45]\d\d /);
         if (phase === 'body') expect(reply).toMatch(/^451 4\.4\.2 /);

@@ -68,7 +68,7 @@ describe('/status', () => {
       listen: ['smtp'],
       connections: 2,
       maxConnections: 1000,
-      sessions: { active: 2, idle: 1 },
+      sessions: { active: 2, idle: 0 },
       totals: { transactions: { delivered: 1 }, recipients: { accepted: 1 } },
       transactionsActive: 1,
       transactions: [
@@ -82,7 +82,7 @@ describe('/status', () => {
         },
       ],
       nextHops: [
-        { name: 'static #1', sessions: { active: 1, idle: 1 }, fiveMinutes: { delivered: 1 } },
+        { name: 'static #1', sessions: { active: 1, idle: 0 }, fiveMinutes: { delivered: 1 } },
         { name: 'static #2', sessions: { active: 1, idle: 0 }, lastOkMs: null },
       ],
     });

@@ -137,9 +137,11 @@ const COUNTS = [
 ];
 
 async function untilQuiet(): Promise<void> {
-  for (const name of COUNTS) await until(async () => (await gauge(name)) === 0).catch(() => {});
-  const left = Object.fromEntries(await Promise.all(COUNTS.map(async (name) => [name, await gauge(name)])));
-  expect(left).toEqual(Object.fromEntries(COUNTS.map((name) => [name, 0])));
+  const counts = async () =>
+    Object.fromEntries(await Promise.all(COUNTS.map(async (name) => [name, await gauge(name)])));
+  // Together: a kept session that is ended is an active one again for a moment.
+  await until(async () => Object.values(await counts()).every((count) => count === 0)).catch(() => {});
+  expect(await counts()).toEqual(Object.fromEntries(COUNTS.map((name) => [name, 0])));
 }
 
 function resources(): Record<string, number> {
@@ -154,7 +156,11 @@ it(`${TRANSACTIONS} transactions that end in every way leave no socket, timer, l
   const onWarning = (warning: Error) => void warnings.push(`${warning.name}: ${warning.message}`);
   process.on('warning', onWarning);
   // The third next hop is not there.
-  proxy = await startProxy([obeying(), {}, {}], { maxMessageSize: '8KiB', connectBackoff: '1ms' });
+  proxy = await startProxy([obeying(), {}, {}], {
+    maxMessageSize: '8KiB',
+    connectBackoff: '1ms',
+    sessionIdleTimeout: '50ms',
+  });
   await proxy.sinks[2]!.close();
   // One round first: what is made once (DNS channel, HTTP agent) is not counted against the rest.
   await transactions(WAYS.length);
@@ -218,21 +224,5 @@ describe('a kept downstream session', () => {
     expect(await client.reply()).toMatch(/^250/);
     expect(proxy.sinks[0]!.messages.map(({ rcpts }) => rcpts.length)).toEqual([1, 2]);
     expect(proxy.sinks[0]!.connections).toBe(2);
-  });
-
-  it('is used again, is not shared between clients, and ends with its client', async () => {
-    proxy = await startProxy([{}]);
-    const [one, two] = [await proxy.client(), await proxy.client()];
-    for (let i = 0; i < 3; i++) {
-      expect(await one.send('s@src.example', ['u@a.example'], 'x\r\n')).toMatch(/^250/);
-      expect(await two.send('s@src.example', ['u@a.example'], 'x\r\n')).toMatch(/^250/);
-    }
-    expect(proxy.sinks[0]!.connections).toBe(2);
-    expect(await gauge('downstream_session_reuses_total')).toBe(4);
-    await one.command('QUIT');
-    await until(async () => (await gauge('downstream_sessions_idle')) === 1);
-    two.reset();
-    await until(async () => (await gauge('downstream_sessions_idle')) === 0);
-    await until(() => proxy.sinks[0]!.sessions.every(({ closed }) => closed));
   });
 });

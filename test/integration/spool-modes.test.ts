@@ -309,7 +309,11 @@ describe.each(['spool', 'fast-path'] as const)('mode %s', (mode) => {
       ['to the dot', { dot: { act: 'delay', ms: 300, next: '250 2.0.0 ok' } }],
       ['to DATA', { data: { act: 'delay', ms: 300, next: '354 go' } }],
     ] as const)('250 within it where the answer %s is slow; the delivery goes on', async (_, script) => {
-      const { proxy, directory, sinks } = await start([{ script }], { ackDeadline: '80ms' });
+      const { proxy, directory, sinks } = await start([{ script }], {
+        ackDeadline: '80ms',
+        ackTimeout: '5s',
+        commandTimeout: '5s',
+      });
       const client = await proxy.client();
       const body = largeBody(50_000);
       const reply = await client.send('s@src.example', ['u@a.example'], body);

@@ -14,6 +14,8 @@ afterEach(async () => await proxy.close());
 
 /** Longer than the tests wait: what is released sooner was released by the upstream's end. */
 const PATIENT = {
+  // What is left open then is no session kept for later.
+  sessionIdleTimeout: '20ms',
   connectTimeout: '20s',
   greetingTimeout: '20s',
   commandTimeout: '20s',

@@ -143,7 +143,9 @@ export class Stage {
   async #startProxy(program: string, routing: readonly string[]): Promise<void> {
     const at = ['--listen', 'smtp://127.0.0.1:0', '--http', '127.0.0.1:0', '--hostname', 'proxy.example'];
     const retries = ['--connect-retries', '2', '--connect-backoff', '100ms'];
-    const args = [program, 'serve', '--log-format', 'json', ...at, ...routing, ...retries];
+    // Every scene is to show the whole of its sessions, and none that an earlier one has left.
+    const own = ['--session-idle-timeout', '0s'];
+    const args = [program, 'serve', '--log-format', 'json', ...at, ...routing, ...retries, ...own];
     // A setting of the reader's own would make it another demo.
     const env = Object.fromEntries(Object.entries(process.env).filter(([key]) => !/^CUTTHROUGH_/.test(key)));
     const proxy = spawn(process.execPath, args, { stdio: ['ignore', 'pipe', 'pipe'], env });
