@@ -11,7 +11,7 @@ import { createSecureContext } from 'node:tls';
 import type { Logger } from 'pino';
 import type { Gauge } from 'prom-client';
 import { readAuthorities } from './certificate.ts';
-import { type Config, type Options, parseConfig } from './config.ts';
+import { type Config, type ListenAddress, type Options, parseConfig } from './config.ts';
 import { Transaction } from './cut-through/transaction.ts';
 import { SOCKET_HIGH_WATER_OCTETS } from './downstream/connect.ts';
 import { NextHopHealth } from './downstream/health.ts';
@@ -91,6 +91,8 @@ type Generation = Readonly<{
   router: Router;
   /** Of all its downstream sessions. */
   pool: SessionPool;
+  /** By the protocol of the listener. */
+  contexts: Map<string, SessionContext>;
   mtaSts: MtaSts | null;
   certificate: Certificate | null;
   /** Unix time of its end; 0 without one. */
@@ -152,6 +154,7 @@ class RunningProxy implements Proxy {
     read(sessionsIdle, () => this.#sessions.idle);
     read(this.#metrics.sessionsWaiting, () => this.#sessions.waiting);
     read(transactionsActive, () => this.#transactions.size);
+    read(this.#metrics.upstreamConnectionsActive, () => this.#connections);
     read(this.#metrics.queueMessages, () => this.#spool?.queue.size ?? 0);
     read(this.#metrics.queueOldestAge, () => this.#spool?.queue.oldestAgeSeconds ?? 0);
     read(this.#metrics.ledgerEntries, () => this.#ledger.size);
@@ -361,7 +364,9 @@ class RunningProxy implements Proxy {
     const rcptDeadline = new WaitLimit(config.rcptDeadlineMs);
     const admission = createAdmission(config);
     const pool = this.#newPool(config);
-    return { config, admission, router, pool, mtaSts, certificate, certificateExpiry: expiry, rcptDeadline };
+    const contexts = new Map<string, SessionContext>();
+    const expires = { certificate, certificateExpiry: expiry };
+    return { config, admission, router, pool, contexts, mtaSts, ...expires, rcptDeadline };
   }
 
   /** Of the generation that was: what is still in use ends when it is given back. */
@@ -384,26 +389,33 @@ class RunningProxy implements Proxy {
     });
   }
 
-  #contextOf(listener: Listener): SessionContext {
+  #contextOf({ address: { protocol } }: Listener): SessionContext {
     const generation = this.#generation!;
+    this.#metrics.upstreamConnections.inc(protocol);
+    this.#connections++;
+    let context = generation.contexts.get(protocol);
+    if (context === undefined) {
+      context = this.#newContext(generation, protocol);
+      generation.contexts.set(protocol, context);
+    }
+    return context;
+  }
+
+  #newContext(generation: Generation, protocol: ListenAddress['protocol']): SessionContext {
     const { config, admission, certificate } = generation;
     const metrics = this.#metrics;
-    metrics.upstreamConnections.inc(listener.address.protocol);
-    metrics.upstreamConnectionsActive.inc();
-    this.#connections++;
     return {
       config,
       admission,
       metrics,
       log: this.#log,
-      startTls: certificate !== null && listener.address.protocol === 'smtp',
+      startTls: certificate !== null && protocol === 'smtp',
       offersDsn: () => config.mode !== 'cut-through' || this.#offersDsn(generation.router),
       newTransaction: this.#transactionsOf(generation),
       refusesMail: () => this.#refusesMail(config),
       hasRoom: () => this.#connections + this.#waiting <= config.maxConnections,
       onClosed: () => {
         this.#connections--;
-        metrics.upstreamConnectionsActive.dec();
       },
     };
   }
@@ -430,8 +442,7 @@ class RunningProxy implements Proxy {
       leg: this.#legDeps(config, pool),
       dataTimeoutMs,
       ackTimeoutMs,
-      // The message is ours already: only the next hop can be waited for.
-      onStandstill: (side, seconds) => side === 'downstream' && backpressure.add(seconds, side),
+      onStandstill: (seconds) => backpressure.add(seconds, 'downstream'),
       onSent: (octets) => messageBytes.add(octets, 'out'),
     };
   }
@@ -517,7 +528,11 @@ class RunningProxy implements Proxy {
     const changes = { mode: wanted.config.mode, fallback: wanted.config.fallback };
     await this.#inTurn(async () => {
       const current = this.#generation!;
-      await this.#switchTo({ ...current, config: { ...current.config, ...changes } });
+      await this.#switchTo({
+        ...current,
+        config: { ...current.config, ...changes },
+        contexts: new Map(),
+      });
     });
     this.#log.info({ event: 'mode', ...changes });
   }

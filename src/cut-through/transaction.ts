@@ -213,11 +213,9 @@ export class Transaction {
       ackTimeoutMs: config.ackTimeoutMs,
       independent: this.#hasFallback && room,
       // Kept on disk, an outcome is as good as known.
-      ...(ledger.isKept ? { onAnswer: (leg, outcomes) => this.#history.settled(zip(leg, outcomes)) } : {}),
+      onAnswer: ledger.isKept ? (leg, outcomes) => this.#history.settled(zip(leg, outcomes)) : null,
       now,
-      onStandstill: (side, seconds) => {
-        this.#standstill[side] += seconds;
-      },
+      standstill: this.#standstill,
     });
     const first = legs[0]?.recipients[0] ?? held[0]?.recipients[0] ?? this.#missed[0]?.recipient;
     const only = this.#accepted === 1 ? (first ?? null) : null;

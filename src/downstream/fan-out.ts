@@ -13,13 +13,15 @@ export type FanOutDeps = Readonly<{
   dataTimeoutMs: number;
   ackTimeoutMs: number;
   /** A lost leg costs the others nothing, since its recipients' copies come from a buffer later. */
-  independent?: boolean;
-  /** What each leg's next hop says to its dot, as soon as it does. */
-  onAnswer?: (leg: Leg, outcomes: readonly Outcome[]) => void;
+  independent: boolean;
+  /** What each leg's next hop says to its dot, as soon as it does; null: nobody wants to know. */
+  onAnswer: ((leg: Leg, outcomes: readonly Outcome[]) => void) | null;
   now: () => number;
-  /** Seconds that the body stood still, by the side waited for. */
-  onStandstill: (side: 'upstream' | 'downstream', seconds: number) => void;
+  /** Added to: seconds that the body stood still, by the side waited for. */
+  standstill: Standstill;
 }>;
+
+export type Standstill = { upstream: number; downstream: number };
 
 export type Failure = Readonly<{ leg: Leg; outcome: Outcome }>;
 
@@ -59,7 +61,7 @@ export class FanOut {
   /** Null when every leg took the pieces at once; else settles when the next may be written. Never rejects. */
   write(pieces: readonly Buffer[]): Promise<void> | null {
     if (this.failure !== null || pieces.length === 0) return null;
-    this.#deps.onStandstill('upstream', this.#sinceIdle());
+    this.#deps.standstill.upstream += this.#sinceIdle();
     const took = this.#writeToAll(pieces);
     this.#idleSince = this.#deps.now();
     return took ? null : this.#untilAll((leg) => leg.session?.drained());
@@ -70,7 +72,7 @@ export class FanOut {
    * when a leg failed before the dots (see `failure`).
    */
   async finish(pieces: readonly Buffer[]): Promise<readonly (readonly Outcome[])[] | null> {
-    if (this.failure === null) this.#deps.onStandstill('upstream', this.#sinceIdle());
+    if (this.failure === null) this.#deps.standstill.upstream += this.#sinceIdle();
     const [only, ...others] = this.legs;
     let last: Buffer | null = null;
     if (only !== undefined && others.length === 0) {
@@ -103,7 +105,7 @@ export class FanOut {
     if (lost !== undefined) return leg.recipients.map(() => lost);
     const { ackTimeoutMs, onAnswer } = this.#deps;
     const finished = leg.finish(last, ackTimeoutMs, this.bytesOut / this.legs.length);
-    if (onAnswer === undefined) return finished;
+    if (onAnswer === null) return finished;
     return finished.then((outcomes) => {
       onAnswer(leg, outcomes);
       return outcomes;
@@ -138,7 +140,7 @@ export class FanOut {
     });
     await Promise.all(each);
     clearTimeout(timer);
-    this.#deps.onStandstill('downstream', this.#sinceIdle());
+    this.#deps.standstill.downstream += this.#sinceIdle();
     this.#idleSince = this.#deps.now();
   }
 

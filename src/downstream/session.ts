@@ -10,6 +10,7 @@ import type { Socket } from 'node:net';
 import { type ConnectionOptions, TLSSocket } from 'node:tls';
 import SMTPConnection from 'smtp-connection';
 import { Deadline } from '../deadline.ts';
+import { flowing, readInPlace } from '../flowing.ts';
 import { type Capabilities, NO_CAPABILITIES, parseCapabilities } from '../smtp/capabilities.ts';
 import { parseReply, type Reply, replyClass } from '../smtp/reply.ts';
 import { END_OF_DATA } from '../smtp/wire.ts';
@@ -100,6 +101,9 @@ type Pending = { phase: ReplyPhase | null; timeoutMs: number; settle: (exchange:
 
 /** Room for an EHLO reply or a wordy refusal, not for a peer that never ends one. */
 const MAX_REPLY_OCTETS = 16 * 1024;
+/** Replies that need not be parsed again. */
+const MAX_KNOWN = 4;
+const MAX_KNOWN_OCTETS = 128;
 /** How long a QUIT may take before the socket is destroyed. */
 const QUIT_TIMEOUT_MS = 5_000;
 /** smtp-connection's own timers must never fire before ours. */
@@ -122,6 +126,8 @@ export class DownstreamSession extends Base {
   /** What has come of replies that are not answered for yet, a character for each octet. */
   #unread = '';
   #onDrain: (() => void) | null = null;
+  readonly #known: { text: string; reply: Reply | null }[] = [];
+  #knownNext = 0;
 
   constructor(options: SessionOptions) {
     super({
@@ -172,7 +178,10 @@ export class DownstreamSession extends Base {
       session.#deadline.lift();
       session.#open = true;
       // The library's timer, which every read and write would set anew. Ours is the deadline.
-      if (session._socket !== false) session._socket.setTimeout(0);
+      if (session._socket !== false) {
+        session._socket.setTimeout(0);
+        if (!readInPlace(session._socket, session.#onBytes)) flowing(session._socket);
+      }
       return session;
     } catch (error) {
       session.abort();
@@ -296,9 +305,14 @@ export class DownstreamSession extends Base {
   /** While the session is being opened the library reads; from then on replies are split here. */
   override _onData(chunk: Buffer): void {
     if (!this.#open) return super._onData(chunk);
-    this.#unread += chunk.toString('latin1');
-    this.#readReply();
+    this.#onBytes(chunk, chunk.length);
   }
+
+  readonly #onBytes = (buffer: Buffer, length: number): void => {
+    const text = buffer.toString('latin1', 0, length);
+    this.#unread = this.#unread === '' ? text : this.#unread + text;
+    this.#readReply();
+  };
 
   /** RFC 5321 §4.2.1: a reply ends with the first line whose fourth character is no hyphen. */
   #readReply(): void {
@@ -307,9 +321,9 @@ export class DownstreamSession extends Base {
       const last = this.#unread[line + 3] !== '-';
       line = lf + 1;
       if (!last) continue;
-      const text = this.#unread.slice(0, lf);
-      this.#unread = this.#unread.slice(line);
-      this.#answer(text.endsWith('\r') ? text.slice(0, -1) : text);
+      const text = this.#unread.slice(0, this.#unread[lf - 1] === '\r' ? lf - 1 : lf);
+      this.#unread = this.#unread.length === line ? '' : this.#unread.slice(line);
+      this.#answer(text);
       line = 0;
       // To a pipelined RCPT: nothing that was said before changes what it answers.
       if (this.#pending[0]?.phase === 'rcpt') continue;
@@ -439,7 +453,7 @@ export class DownstreamSession extends Base {
 
   #answer(text: string): void {
     const pending = this.#pending.shift();
-    const reply = parseReply(text);
+    const reply = this.#parsed(text);
     if (pending === undefined) {
       // A server that says goodbye to an idle session is in its right; anything else unasked is nonsense.
       this.#lose({
@@ -460,6 +474,16 @@ export class DownstreamSession extends Base {
     const lost: Lost = { kind: 'lost', cause: 'protocol', detail: 'malformed reply' };
     pending.settle(lost);
     this.#lose(lost);
+  }
+
+  /** A server says the same few things over and over. */
+  #parsed(text: string): Reply | null {
+    for (const known of this.#known) if (known.text === text) return known.reply;
+    const reply = parseReply(text);
+    if (text.length > MAX_KNOWN_OCTETS) return reply;
+    this.#known[this.#knownNext] = { text, reply };
+    this.#knownNext = (this.#knownNext + 1) % MAX_KNOWN;
+    return reply;
   }
 
   #send(commands: ReadonlyArray<{ line: string }>): void {

@@ -37,6 +37,9 @@ const FORBIDDEN: readonly (readonly [Network, ForbiddenReason])[] = [
   ...forbid('reserved', '192.0.0.0/24', '240.0.0.0/4'),
 ];
 
+/** Addresses that a set remembers its answer for. */
+const MAX_KNOWN = 1024;
+
 // IPv6 networks whose addresses lead to an IPv4 address, and the octet at which that begins.
 const EMBEDDING: readonly (readonly [Network, number])[] = [
   [parseNetwork('::/96'), 12], // IPv4-compatible, RFC 4291 §2.5.5.1
@@ -51,10 +54,21 @@ const EMBEDDING: readonly (readonly [Network, number])[] = [
  */
 export function networkSet(cidrs: readonly string[]): NetworkSet {
   const networks = cidrs.map(parseNetwork);
+  if (networks.length === 0) return { has: () => false };
+  const known = new Map<string, boolean>();
+  const find = (text: string) => {
+    const address = parseAddress(text);
+    return address !== null && networks.some((network) => contains(network, address));
+  };
   return {
+    // Few clients make most of the connections.
     has(text) {
-      const address = parseAddress(text);
-      return address !== null && networks.some((network) => contains(network, address));
+      let found = known.get(text);
+      if (found !== undefined) return found;
+      found = find(text);
+      if (known.size >= MAX_KNOWN) known.clear();
+      known.set(text, found);
+      return found;
     },
   };
 }

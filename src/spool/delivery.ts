@@ -1,6 +1,6 @@
 // One next hop's share of a buffered message: the envelope, the body from its start, the dot, the outcomes (claim 5).
 // Owns its leg, which is released at the end, whatever the end is.
-import { FanOut, type FanOutDeps } from '../downstream/fan-out.ts';
+import { FanOut } from '../downstream/fan-out.ts';
 import { Leg, type LegDeps } from '../downstream/leg.ts';
 import { type Outcome, outcomeOf } from '../downstream/outcome.ts';
 import type { NextHop } from '../routing/routes.ts';
@@ -11,7 +11,8 @@ export type DeliveryDeps = Readonly<{
   leg: LegDeps;
   dataTimeoutMs: number;
   ackTimeoutMs: number;
-  onStandstill: FanOutDeps['onStandstill'];
+  /** Seconds that the next hop was waited for in the body; the message is ours already, so only it can be. */
+  onStandstill: (seconds: number) => void;
   /** Octets written to the next hop. */
   onSent: (octets: number) => void;
 }>;
@@ -75,11 +76,14 @@ async function sendBody(leg: Leg, body: Delivery['body'], deps: DeliveryDeps): P
   const forAll = (outcome: Outcome) => leg.recipients.map(() => outcome);
   const refusal = await leg.startData();
   if (refusal !== null) return forAll(refusal);
+  const standstill = { upstream: 0, downstream: 0 };
   const fanOut = new FanOut([leg], {
     dataTimeoutMs: deps.dataTimeoutMs,
     ackTimeoutMs: deps.ackTimeoutMs,
+    independent: false,
+    onAnswer: null,
     now: deps.leg.now,
-    onStandstill: deps.onStandstill,
+    standstill,
   });
   let last: Buffer[] = [];
   try {
@@ -96,5 +100,6 @@ async function sendBody(leg: Leg, body: Delivery['body'], deps: DeliveryDeps): P
   }
   const outcomes = await fanOut.finish(last);
   deps.onSent(fanOut.bytesOut);
+  if (standstill.downstream > 0) deps.onStandstill(standstill.downstream);
   return outcomes?.[0] ?? forAll(fanOut.failure!.outcome);
 }

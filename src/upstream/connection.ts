@@ -13,6 +13,7 @@ import { SMTPConnection, type SMTPConnectionOptions } from 'smtp-server/lib/smtp
 import type { Config } from '../config.ts';
 import type { Transaction } from '../cut-through/transaction.ts';
 import { Deadline } from '../deadline.ts';
+import { flowing } from '../flowing.ts';
 import { classLabel, type Metrics } from '../metrics.ts';
 import { decodeCommandLine, parseMail, parseRcpt } from '../smtp/address.ts';
 import type { Client, Recipient, Sender } from '../smtp/envelope.ts';
@@ -161,6 +162,7 @@ export class UpstreamConnection extends SMTPConnection {
   // ---- what smtp-server does otherwise ----
 
   override init(): void {
+    flowing(this._socket);
     this._setListeners(() => {
       this.#awaitUpstream();
       if (!this.#context.hasRoom()) {
@@ -261,7 +263,7 @@ export class UpstreamConnection extends SMTPConnection {
         return this.#answer(verb, this.#onXforward(args), next);
       case 'QUIT':
         this.#say(verb, replies.closing());
-        return this.close();
+        return this.#leave();
       default:
         return this.#onUnknown(verb, next);
     }
@@ -433,6 +435,17 @@ export class UpstreamConnection extends SMTPConnection {
   #cannotAnnounce(): Reply | null {
     if (!this.#context.admission.mayAnnounce(this.remoteAddress)) return replies.announcingDenied();
     return this.#transaction === null ? null : replies.badSequence('a transaction is in progress');
+  }
+
+  /** After 221, which the kernel has by now: a client that has nothing more to say isn't waited for. */
+  #leave(): void {
+    const socket = this._socket;
+    const parser = this._parser;
+    const isOver = parser !== false && !(parser as WireStream).hasMore && socket.readableLength === 0;
+    if (!isOver || this.secure || socket.writableLength > 0) return this.close();
+    this._closing = true;
+    parser.isClosed = true;
+    socket.destroy();
   }
 
   #onUnknown(verb: string, next: Resume): void {

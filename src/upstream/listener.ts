@@ -25,6 +25,7 @@ export type ListenerDeps = Readonly<{
 }>;
 
 const BACKLOG = 4096;
+const NO_ID = '-';
 /** A balancer sends its header at once; this is for lost segments. */
 const PROXY_HEADER_TIMEOUT_MS = 10_000;
 
@@ -35,6 +36,8 @@ export class Listener extends SMTPServer {
   readonly #deps: ListenerDeps;
   readonly #headerTimeoutMs: number;
   readonly #complaints = new HeaderComplaints();
+  /** What every connection comes to, where that is one address. */
+  #bound: Pick<SMTPConnectionOptions, 'localAddress' | 'localPort'> = {};
   /** All accepted sockets: smtp-server forgets a session that it is closing while the client still holds on. */
   readonly #sockets = new Set<Socket>();
 
@@ -84,6 +87,8 @@ export class Listener extends SMTPServer {
     await once(this.server, 'listening');
     const { address, family, port: bound } = this.server.address() as AddressInfo;
     this.url = `${this.address.protocol}://${family === 'IPv6' ? `[${address}]` : address}:${bound}`;
+    // Else it has to be asked for at every connection.
+    if (address !== '0.0.0.0' && address !== '::') this.#bound = { localAddress: address, localPort: bound };
   }
 
   /** For sessions after this call. */
@@ -111,13 +116,14 @@ export class Listener extends SMTPServer {
     callback: (error: Error | null, options?: SMTPConnectionOptions & { id: string }) => void,
   ): void {
     const peer = socket.remoteAddress ?? '';
-    if (!this.#deps.announcesByProxy(peer)) return super._handleProxy(socket, callback);
+    // The library would make a random id for its log, which isn't used.
+    if (!this.#deps.announcesByProxy(peer)) return callback(null, { id: NO_ID, ...this.#bound });
     // The library's, which every byte would prolong.
     socket.setTimeout(0);
     readProxyHeader(socket, this.#headerTimeoutMs, (failure, client) => {
       if (failure === null) {
         const announced = client && { remoteAddress: client.address, remotePort: client.port };
-        return callback(null, { id: '', ...announced });
+        return callback(null, { id: NO_ID, ...announced });
       }
       this.#complaints.tell(this.#deps.log, failure, { peer, listener: this.url });
       callback(new Error(failure.reason));

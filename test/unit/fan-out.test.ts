@@ -60,7 +60,9 @@ const DEPS: FanOutDeps = {
   dataTimeoutMs: 50,
   ackTimeoutMs: 50,
   now: () => performance.now(),
-  onStandstill: () => {},
+  independent: false,
+  onAnswer: null,
+  standstill: { upstream: 0, downstream: 0 },
 };
 
 function fanOut(count: number): { legs: ScriptedLeg[]; body: FanOut } {
