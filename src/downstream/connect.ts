@@ -3,11 +3,10 @@
 // `unreachable` with the number of attempts made.
 // A host that greets with 5xx is not asked again. STARTTLS that fails under `opportunistic` is followed by a second
 // connection in clear. Everything ends with the caller's signal; nothing is left open behind a failure.
-import type { NetConnectOpts, Socket } from 'node:net';
+import net, { type Socket } from 'node:net';
 import tls, { type ConnectionOptions } from 'node:tls';
 import pRetry, { AbortError } from 'p-retry';
 import type { Config } from '../config.ts';
-import { connect } from '../flowing.ts';
 import type { HopHost, NextHop } from '../routing/routes.ts';
 import { replyClass } from '../smtp/reply.ts';
 import { type Introduction, proxyHeaderFor } from './forward-client.ts';
@@ -262,11 +261,11 @@ function asConnectError(error: OpenError, host: HopHost): ConnectError {
 }
 
 function dial(to: { host: string; port: number }, timeoutMs: number, signal: AbortSignal): Promise<Socket> {
-  const socket = connect({
+  const socket = net.connect({
     ...to,
     noDelay: true,
     highWaterMark: SOCKET_HIGH_WATER_OCTETS,
-  } as NetConnectOpts);
+  } as net.NetConnectOpts);
   return settled(socket, 'connect', timeoutMs, signal, `${to.host} port ${to.port}`);
 }
 

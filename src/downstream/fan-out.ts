@@ -21,7 +21,7 @@ export type FanOutDeps = Readonly<{
   standstill: Standstill;
 }>;
 
-export type Standstill = { upstream: number; downstream: number };
+type Standstill = { upstream: number; downstream: number };
 
 export type Failure = Readonly<{ leg: Leg; outcome: Outcome }>;
 

@@ -10,7 +10,7 @@ import type { Socket } from 'node:net';
 import { type ConnectionOptions, TLSSocket } from 'node:tls';
 import SMTPConnection from 'smtp-connection';
 import { Deadline } from '../deadline.ts';
-import { flowing, readInPlace } from '../flowing.ts';
+import { readInPlace } from '../read-in-place.ts';
 import { type Capabilities, NO_CAPABILITIES, parseCapabilities } from '../smtp/capabilities.ts';
 import { parseReply, type Reply, replyClass } from '../smtp/reply.ts';
 import { END_OF_DATA } from '../smtp/wire.ts';
@@ -180,7 +180,7 @@ export class DownstreamSession extends Base {
       // The library's timer, which every read and write would set anew. Ours is the deadline.
       if (session._socket !== false) {
         session._socket.setTimeout(0);
-        if (!readInPlace(session._socket, session.#onBytes)) flowing(session._socket);
+        readInPlace(session._socket, session.#onBytes);
       }
       return session;
     } catch (error) {
@@ -308,10 +308,11 @@ export class DownstreamSession extends Base {
     this.#onBytes(chunk, chunk.length);
   }
 
-  readonly #onBytes = (buffer: Buffer, length: number): void => {
+  readonly #onBytes = (buffer: Buffer, length: number): true => {
     const text = buffer.toString('latin1', 0, length);
     this.#unread = this.#unread === '' ? text : this.#unread + text;
     this.#readReply();
+    return true;
   };
 
   /** RFC 5321 §4.2.1: a reply ends with the first line whose fourth character is no hyphen. */

@@ -13,8 +13,8 @@ import { SMTPConnection, type SMTPConnectionOptions } from 'smtp-server/lib/smtp
 import type { Config } from '../config.ts';
 import type { Transaction } from '../cut-through/transaction.ts';
 import { Deadline } from '../deadline.ts';
-import { flowing } from '../flowing.ts';
 import { classLabel, type Metrics } from '../metrics.ts';
+import { readInPlace } from '../read-in-place.ts';
 import { decodeCommandLine, parseMail, parseRcpt } from '../smtp/address.ts';
 import type { Client, Recipient, Sender } from '../smtp/envelope.ts';
 import * as replies from '../smtp/reply.ts';
@@ -162,7 +162,7 @@ export class UpstreamConnection extends SMTPConnection {
   // ---- what smtp-server does otherwise ----
 
   override init(): void {
-    flowing(this._socket);
+    this.#readInPlace(this._socket, this._parser as WireStream);
     this._setListeners(() => {
       this.#awaitUpstream();
       if (!this.#context.hasRoom()) {
@@ -175,6 +175,16 @@ export class UpstreamConnection extends SMTPConnection {
         if (!this._closing && !this._closed) this.connectionReady();
       }, delayMs);
     });
+  }
+
+  /** The pipe that the library lays carries then no more than the end. */
+  #readInPlace(socket: Socket, parser: WireStream): void {
+    const isDone = readInPlace(socket, (buffer, length) => {
+      const chunk = Buffer.allocUnsafe(length);
+      buffer.copy(chunk, 0, 0, length);
+      return parser.write(chunk);
+    });
+    if (isDone) parser.on('drain', () => socket.resume());
   }
 
   override _sendGreeting(): void {

@@ -7,7 +7,9 @@ import SMTPConnection from 'smtp-connection';
 import { SMTPServer } from 'smtp-server';
 import { SMTPConnection as ServerConnection } from 'smtp-server/lib/smtp-connection.js';
 import { SMTPStream } from 'smtp-server/lib/smtp-stream.js';
-import { afterEach, describe, expect, it } from 'vitest';
+import { afterEach, describe, expect, it, onTestFinished } from 'vitest';
+import { readInPlace } from '../../src/read-in-place.ts';
+import { until } from '../support/proxy.ts';
 import { Sink } from '../support/sink.ts';
 
 const require = createRequire(import.meta.url);
@@ -168,5 +170,70 @@ describe('smtp-server', () => {
     const connection = new Connection(server, new net.Socket());
     expect(built).toEqual([connection._parser]);
     connection._socket.destroy();
+  });
+});
+
+describe('net', () => {
+  /** An accepted socket, and its peer. */
+  async function pair(): Promise<[net.Socket, net.Socket]> {
+    const server = net.createServer();
+    server.listen(0, '127.0.0.1');
+    const accepted = new Promise<net.Socket>((resolve) => server.once('connection', resolve));
+    await new Promise((resolve) => server.once('listening', resolve));
+    const peer = net.connect((server.address() as net.AddressInfo).port, '127.0.0.1');
+    const socket = await accepted;
+    onTestFinished(() => {
+      for (const each of [socket, peer]) each.on('error', () => {}).destroy();
+      server.close();
+    });
+    return [socket, peer];
+  }
+
+  it('reads in place: every octet once, in order, with pauses, and the end', async () => {
+    const [socket, peer] = await pair();
+    const sent = Buffer.alloc(3_000_000);
+    for (let at = 0; at < sent.length; at++) sent[at] = (at * 7) % 251;
+    const pieces: Buffer[] = [];
+    let chunks = 0;
+    const done = readInPlace(socket, (buffer, length) => {
+      pieces.push(Buffer.from(buffer.subarray(0, length)));
+      if (++chunks % 3 !== 0) return true;
+      setImmediate(() => socket.resume());
+      return false;
+    });
+    expect(done).toBe(true);
+    let isEnded = false;
+    socket.on('end', () => {
+      isEnded = true;
+    });
+    socket.on('data', () => expect.unreachable('a data event'));
+    peer.end(sent);
+    await until(() => isEnded);
+    expect(Buffer.concat(pieces).equals(sent)).toBe(true);
+    expect(chunks).toBeGreaterThan(3);
+  });
+
+  it('reads in place: nothing comes during a pause', async () => {
+    const [socket, peer] = await pair();
+    let octets = 0;
+    readInPlace(socket, (_, length) => {
+      octets += length;
+      return false;
+    });
+    peer.write('one');
+    await until(() => octets === 3);
+    peer.write('two');
+    await new Promise((resolve) => setTimeout(resolve, 50));
+    expect(octets).toBe(3);
+    socket.resume();
+    await until(() => octets === 6);
+  });
+
+  it('is read as ever where something has come already', async () => {
+    const [socket, peer] = await pair();
+    peer.write('early');
+    await until(() => socket.readableLength > 0);
+    expect(readInPlace(socket, () => true)).toBe(false);
+    expect(String(socket.read())).toBe('early');
   });
 });
