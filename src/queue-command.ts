@@ -11,6 +11,7 @@ import {
 } from './spool/control.ts';
 import type { QueuedMessage } from './spool/envelope.ts';
 import { connectToHolder, DirectoryLock } from './spool/lock.ts';
+import { gather } from './spool/parts.ts';
 import type { Listed } from './spool/queue.ts';
 import { SpoolStore } from './spool/store.ts';
 
@@ -44,6 +45,7 @@ async function ask({ spoolDir, spoolMinFreeBytes }: Config, request: QueueReques
   const log = createLogger({ level: 'silent', format: 'json' });
   const lock = await DirectoryLock.acquire(spoolDir, (socket) => socket.destroy());
   try {
+    await gather(spoolDir, [spoolDir]);
     const deps = { log, minFreeOctets: spoolMinFreeBytes, now: () => performance.now() };
     const store = await SpoolStore.open(spoolDir, deps);
     try {

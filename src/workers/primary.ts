@@ -3,11 +3,12 @@
 //   listening  is the workers', through Node's cluster: the primary accepts, and hands each connection to the next one;
 //   limits     of the whole proxy are divided among the workers;
 //   HTTP       is served here, over what all workers tell; what is changed there, workers begun later get as well;
+//   spool      each worker has a part of the directory, which it works on alone: a new one begins when the old has ended;
 //   ledger     each worker has all of it: what one puts goes through here to the others, and to the one journal;
 //   reload     a new worker for each, and then the old one drains: somebody always listens;
 //   crashes    a worker that ends unasked is replaced, after a wait that doubles up to a limit.
 //
-// Owns the workers, the ledger with its directory, and the HTTP server. When it dies, the workers drain by themselves.
+// Owns the workers, the directories of ledger and spool, and the HTTP server. When it dies, the workers drain by themselves.
 import { availableParallelism } from 'node:os';
 import { performance } from 'node:perf_hooks';
 import type { Logger } from 'pino';
@@ -16,8 +17,11 @@ import { type Config, parseConfig } from '../config.ts';
 import { type HttpServer, startHttp } from '../http/server.ts';
 import { type Entry, type EntryKey, Ledger } from '../ledger/ledger.ts';
 import { createMetrics } from '../metrics.ts';
-import type { DirectoryLock } from '../spool/lock.ts';
+import { serveControl } from '../spool/control.ts';
+import { DirectoryLock } from '../spool/lock.ts';
+import { controlOfParts, gather, partOf } from '../spool/parts.ts';
 import { Spool } from '../spool/spool.ts';
+import { SpoolStore } from '../spool/store.ts';
 import { VERSION } from '../version.ts';
 import { MetricsOfAll } from './metrics.ts';
 import type { Orders } from './protocol.ts';
@@ -68,6 +72,8 @@ class Primary implements RunningProxy {
   readonly #statusOfAll = new StatusOfAll();
   readonly #startedMs = performance.now();
   #ledgerLock: DirectoryLock | null = null;
+  /** Held from when the spool is first needed: there may be mail in it from then on. */
+  #spoolLock: DirectoryLock | null = null;
   #http: HttpServer | null = null;
   /** In force; of the whole proxy. */
   #config: Config;
@@ -100,6 +106,7 @@ class Primary implements RunningProxy {
     const config = this.#config;
     if (config.ledgerDir !== null)
       this.#ledgerLock = await keepLedger(this.#ledger, config.ledgerDir, this.#log);
+    if (Spool.isNeeded(config)) await this.#openSpool(config);
     if (config.http !== null) this.#http = await startHttp(config.http, this.#httpSources());
     const count = workerCount(config);
     this.#slots = Array.from({ length: count }, (_, at) => newSlot(at + 1));
@@ -130,12 +137,32 @@ class Primary implements RunningProxy {
     await Promise.all([...this.#workers].map((worker) => worker.drain(timeoutMs)));
     await this.#ledger.close();
     await this.#ledgerLock?.release();
+    await this.#spoolLock?.release();
     await this.#http?.close();
+  }
+
+  /** @throws Error in one line when the directory can't be used, or another process uses it */
+  async #openSpool(config: Config): Promise<void> {
+    if (this.#spoolLock !== null) return;
+    const { spoolDir } = config;
+    const parts = (count: number) => Array.from({ length: count }, (_, at) => partOf(spoolDir, at + 1));
+    await SpoolStore.prepare(spoolDir, this.#log);
+    const control = controlOfParts(() => parts(this.#slots.length));
+    const lock = await DirectoryLock.acquire(spoolDir, (socket) => serveControl(socket, () => control));
+    try {
+      await gather(spoolDir, parts(workerCount(config)));
+    } catch (error) {
+      await lock.release();
+      throw error;
+    }
+    this.#spoolLock = lock;
   }
 
   /** One worker after the other: new ones listen before the old ones drain. */
   async #reload(wanted: Config): Promise<void> {
     const config = this.#takingEffect(wanted);
+    const hadSpool = this.#spoolLock !== null;
+    if (Spool.isNeeded(config)) await this.#openSpool(config);
     const before = { config: this.#config, slots: this.#slots };
     const count = workerCount(config);
     this.#config = config;
@@ -144,6 +171,11 @@ class Primary implements RunningProxy {
       if (this.#draining) return;
       const old = slot.current;
       try {
+        // Two can't work on one part of the spool; meanwhile the others listen.
+        if (hadSpool) {
+          slot.current = null;
+          await old?.drain(config.drainTimeoutMs);
+        }
         await this.#fill(slot);
       } catch (error) {
         // Where no worker runs by it, nothing has changed.
@@ -171,11 +203,14 @@ class Primary implements RunningProxy {
   /** What needs a start of the whole stays as it is, and the log says so. */
   #takingEffect(wanted: Config): Config {
     const { listen, http, logFormat, ledgerTtlMs, ledgerMax, ledgerDir } = this.#config;
-    const fixed = { listen, http, logFormat, ledgerTtlMs, ledgerMax, ledgerDir };
+    const spoolDir = this.#spoolLock === null ? wanted.spoolDir : this.#config.spoolDir;
+    const fixed = { listen, http, logFormat, ledgerTtlMs, ledgerMax, ledgerDir, spoolDir };
     for (const [name, value] of Object.entries(fixed))
       if (JSON.stringify(value) !== JSON.stringify(wanted[name as keyof Config])) this.#warnOfStart(name);
     const config = { ...wanted, ...fixed };
-    if (workerCount(config) > 1) return config;
+    // With one process there is no primary, and a part of the spool without a worker would keep its mail.
+    const fewest = this.#spoolLock === null ? 2 : this.#slots.length;
+    if (workerCount(config) >= fewest) return config;
     this.#warnOfStart('workers');
     return { ...config, workers: this.#slots.length };
   }
@@ -250,7 +285,7 @@ class Primary implements RunningProxy {
       config: { ...share(this.#config, number, workerCount(this.#config)), listen: this.#toListenOn() },
       entries: [...this.#ledger.entries],
       ledgerIsKept: this.#ledger.isKept,
-      spooling: false,
+      spooling: this.#spoolLock !== null,
       fastPath: this.#fastPath,
     };
   }
@@ -359,9 +394,10 @@ class Primary implements RunningProxy {
     const wanted = parseConfig({ file: { mode, fallback: fallback ?? 'none' } });
     if (!wanted.ok) throw new Error(wanted.errors.join('; '));
     const changes = { mode: wanted.config.mode, fallback: wanted.config.fallback };
-    if (Spool.isNeeded({ ...this.#config, ...changes })) throw new Error('the spool');
+    const config = { ...this.#config, ...changes };
+    if (Spool.isNeeded(config)) await this.#openSpool(config);
     for (const { current } of this.#slots) await current?.channel.call('setMode', changes);
-    this.#config = { ...this.#config, ...changes };
+    this.#config = config;
     this.#metrics.setMode(changes.mode, changes.fallback);
   }
 

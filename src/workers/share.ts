@@ -1,5 +1,6 @@
 // One worker's part of what the operator gave to the whole proxy. Pure.
 import type { Config } from '../config.ts';
+import { partOf } from '../spool/parts.ts';
 
 /** @param number of the worker, from 1 to `count` */
 export function share(config: Config, number: number, count: number): Config {
@@ -8,6 +9,7 @@ export function share(config: Config, number: number, count: number): Config {
     workers: 1,
     http: null,
     ledgerDir: null,
+    spoolDir: partOf(config.spoolDir, number),
     maxConnections: part(config.maxConnections, number, count),
     maxBufferedBytes: part(config.maxBufferedBytes, number, count),
   };

@@ -1,14 +1,16 @@
 // Several processes behind one port: whatever becomes of one of them, mail goes on, none is lost or doubled, and one look
 // at the metrics sees the whole.
 import { randomUUID } from 'node:crypto';
-import { readFile, writeFile } from 'node:fs/promises';
+import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import net, { type AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { runQueueCommand } from '../../src/queue-command.ts';
 import { Client } from '../support/client.ts';
 import { Program } from '../support/program.ts';
-import { until } from '../support/proxy.ts';
+import { configOf, until } from '../support/proxy.ts';
 import { type Act, Sink, type SinkOptions } from '../support/sink.ts';
+import { putInto, queuedMessage } from '../support/spool.ts';
 import { temporaryDirectory } from '../support/tools.ts';
 
 // Each start is one of several processes.
@@ -392,6 +394,104 @@ describe('what one worker knows of a message', () => {
     await until(() => logged(program, 'ledger_unknown').length === 1);
     expect(await sendOnce(program, TWO)).toMatch(/^250/);
     await program.stop();
+  });
+});
+
+describe('the spool', () => {
+  const NOWHERE = '*=smtp://127.0.0.1:1';
+  const SPOOL = [
+    '--mode',
+    'spool',
+    '--ack-deadline',
+    '200ms',
+    '--connect-retries',
+    '0',
+    '--drain-timeout',
+    '5s',
+  ];
+  const listed = async (spoolDir: string) => {
+    const report = await runQueueCommand(configOf({ spoolDir }), { command: 'list' });
+    return (report.json as { id: string }[]).map(({ id }) => id).toSorted();
+  };
+
+  it('keeps each message of every worker once, through a crash, a reload and with fewer processes', async () => {
+    const directory = join(await temporaryDirectory(), 'spool');
+    const file = join(await temporaryDirectory(), 'cutthrough.yaml');
+    await writeFile(file, `route: ['${NOWHERE}']\nretrySchedule: 1h\n`);
+    const flags = [...SPOOL, '--spool-dir', directory, '--config', file];
+    const program = await Program.start([...flags, '--workers', '3']);
+    for (let nth = 0; nth < 6; nth++)
+      expect(await sendOnce(program, ['u@a.example'], `X-Nth: ${nth}\r\n\r\nx\r\n`)).toMatch(/^250 .*queued/);
+    const ids = await listed(directory);
+    expect(ids).toHaveLength(6);
+    expect(await metric(program, 'queue_messages')).toBe(6);
+    for (const number of [1, 2, 3])
+      expect(
+        (await readdir(join(directory, `worker-${number}`))).filter((name) => name.endsWith('.json')),
+      ).toHaveLength(2);
+    const config = configOf({ spoolDir: directory });
+    const shown = await runQueueCommand(config, { command: 'show', id: ids[0]! });
+    expect(shown.json).toMatchObject({ id: ids[0] });
+    const retried = await runQueueCommand(config, { command: 'retry', ids: [ids[1]!, 'nosuch'] });
+    expect(retried.json).toEqual({ done: [ids[1]], failed: [{ id: 'nosuch', reason: 'no such message' }] });
+
+    process.kill((await pids(program))[0]!, 'SIGKILL');
+    await until(() => logged(program, 'worker_replaced').length === 1, SOON_MS);
+    expect(await listed(directory)).toEqual(ids);
+
+    await writeFile(file, `route: ['${NOWHERE}']\nretrySchedule: 2h\nworkers: 2\n`);
+    program.signal('SIGHUP');
+    await until(() => logged(program, 'reloaded').length === 1, SOON_MS);
+    expect(await listed(directory)).toEqual(ids);
+    expect(await program.stop()).toBe(0);
+
+    // Nobody works on it: gathered, to be looked at.
+    expect(await listed(directory)).toEqual(ids);
+    const there = await sink();
+    await writeFile(file, `route: ['*=${there.url}']\n`);
+    const fewer = await Program.start([...flags, '--workers', '2']);
+    await runQueueCommand(config, { command: 'retry', ids: 'all' });
+    await until(() => there.messages.length >= 6, SOON_MS);
+    await until(async () => (await listed(directory)).length === 0, SOON_MS);
+    const bodies = there.messages.map(({ body }) => /X-Nth: (\d)/.exec(body.toString())?.[1]).toSorted();
+    expect(bodies).toEqual(['0', '1', '2', '3', '4', '5']);
+    expect(await fewer.stop()).toBe(0);
+  });
+
+  it.each([1, 2])('with --workers %i takes up what others have left, wherever it is', async (count) => {
+    const directory = join(await temporaryDirectory(), 'spool');
+    for (const [at, part] of ['.', 'worker-1', 'worker-2', 'worker-7'].entries()) {
+      await mkdir(join(directory, part), { recursive: true, mode: 0o700 });
+      putInto(
+        join(directory, part),
+        queuedMessage(`left${at}`, 'MAIL FROM:<s@src.example>', [`RCPT TO:<u${at}@a.example>`]),
+      );
+    }
+    const { url, messages } = await sink();
+    const program = await Program.start([
+      ...[...SPOOL, '--spool-dir', directory, '--workers', `${count}`, '--route', `*=${url}`],
+    ]);
+    await until(() => messages.length >= 4, SOON_MS);
+    await until(async () => (await metric(program, 'queue_messages')) === 0);
+    expect(messages.map(({ rcpts }) => rcpts[0]).toSorted()).toEqual(
+      [0, 1, 2, 3].map((at) => expect.stringContaining(`<u${at}@a.example>`)),
+    );
+    expect((await readdir(directory)).filter((name) => name.startsWith('worker-7'))).toEqual([]);
+    expect(await program.stop()).toBe(0);
+  });
+
+  it('is opened by all workers when the mode is switched to one that needs it', async () => {
+    const directory = join(await temporaryDirectory(), 'spool');
+    const given = ['--workers', '2', '--spool-dir', directory, '--route', NOWHERE, '--ack-deadline', '200ms'];
+    const program = await Program.start([...given, '--connect-retries', '0']);
+    expect(await readdir(directory).catch(() => 'none')).toBe('none');
+    expect(await post(program, '/mode', { mode: 'spool' })).toBe(200);
+    for (let nth = 0; nth < 2; nth++) expect(await sendOnce(program)).toMatch(/^250 .*queued/);
+    process.kill((await pids(program))[0]!, 'SIGKILL');
+    await until(() => logged(program, 'worker_replaced').length === 1, SOON_MS);
+    expect(await listed(directory)).toHaveLength(2);
+    expect(await metric(program, 'mode_info{mode="spool",fallback="none"}')).toBe(1);
+    expect(await program.stop()).toBe(0);
   });
 });
 
