@@ -221,6 +221,8 @@ class Primary implements RunningProxy {
 
   /** A new worker in the slot, whoever is there. @throws Error in one line when it doesn't listen; then all is as it was */
   async #fill(slot: Slot): Promise<void> {
+    // Whoever drains has looked already who there is.
+    if (this.#draining) throw new Error('it is to end already');
     const worker = this.#fork(slot);
     await worker.start(
       () => this.#ordersFor(slot),

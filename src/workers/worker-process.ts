@@ -10,6 +10,8 @@ import type { Orders, PrimaryCalls, WorkerCalls, WorkerStatus } from './protocol
 export type Exit = Readonly<{ code: number | null; signal: string | null }>;
 
 const MAIN = fileURLToPath(new URL('./main.js', import.meta.url));
+/** Long enough for a spool with a hundred thousand messages, on a slow disk. */
+const START_TIMEOUT_MS = 300_000;
 /** For figures. A worker that is busy for longer is told of by what it said last. */
 const ANSWER_TIMEOUT_MS = 2_000;
 /** Beyond its drain: for verdicts, the queue and the ledger. */
@@ -71,7 +73,7 @@ export class WorkerProcess {
   async start(orders: () => Orders, now: () => number): Promise<void> {
     try {
       await Promise.race([this.#up, this.exited]);
-      const listening = this.channel.call('start', orders());
+      const listening = this.channel.call('start', orders(), START_TIMEOUT_MS);
       this.hasOrders = true;
       this.listen = await listening;
       if (this.state !== 'starting') throw new Error('it is to end already');
