@@ -304,8 +304,11 @@ class Primary implements RunningProxy {
   }
 
   async #record(from: WorkerProcess, entry: Entry): Promise<void> {
+    const isOpen = entry.fate.kind === 'pending';
+    // Said before its end, and read after: nobody would ever close it.
+    if (isOpen && from.state === 'ended') return;
     const onDisk = this.#ledger.record(entry);
-    if (entry.fate.kind === 'pending') from.pending.set(keyOf(entry), entry);
+    if (isOpen) from.pending.set(keyOf(entry), entry);
     else from.pending.delete(keyOf(entry));
     // The upstream may come back to another worker the moment it is told.
     await Promise.all(
