@@ -1,4 +1,5 @@
-// `cutthrough queue …`: asks the proxy that runs on the spool directory, or, when none does, works on the directory itself.
+// `cutthrough queue …`: asks the proxy that runs on the spool directory, or, when none does, works on the directory itself,
+// with what workers have left in their parts of it.
 import { stat } from 'node:fs/promises';
 import type { Config } from './config.ts';
 import { createLogger } from './log.ts';

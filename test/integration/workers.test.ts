@@ -150,6 +150,26 @@ describe('two workers', () => {
     await program.stop();
   });
 
+  it('take the client from a balancer’s PROXY header', async () => {
+    const { url } = await sink();
+    const who = ['--proxy-protocol', '127.0.0.0/8', '--trust', '192.0.2.0/24'];
+    const program = await Program.start(['--workers', '2', ...who, '--route', `*=${url}`]);
+    for (const nth of [1, 2]) {
+      const client = await Client.open(program.port());
+      client.write(`PROXY TCP4 192.0.2.${nth} 127.0.0.1 5555 25\r\n`);
+      expect(await client.reply()).toMatch(/^220/);
+      await client.command('EHLO client.example');
+      expect(await client.send('s@src.example', ['u@a.example'], MESSAGE)).toMatch(/^250/);
+      client.destroy();
+    }
+    await until(() => program.transactions().length === 2);
+    expect(program.transactions()).toMatchObject([
+      { worker: 1, client: '192.0.2.1' },
+      { worker: 2, client: '192.0.2.2' },
+    ]);
+    await program.stop();
+  });
+
   it('tell of any of their transactions', async () => {
     const { url } = await sink();
     const program = await Program.start(['--workers', '2', '--route', `*=${url}`]);
