@@ -19,7 +19,7 @@ import type { LegDeps } from './downstream/leg.ts';
 import { SessionPool } from './downstream/pool.ts';
 import { type HttpServer, startHttp } from './http/server.ts';
 import { openJournal, prepareLedgerDirectory } from './ledger/journal.ts';
-import { Ledger } from './ledger/ledger.ts';
+import { type Entry, Ledger, type Peers } from './ledger/ledger.ts';
 import { createLogger } from './log.ts';
 import { classLabel, createMetrics, type Metrics } from './metrics.ts';
 import { createDane } from './routing/dane.ts';
@@ -38,7 +38,7 @@ import { FastPathMonitor } from './spool/fast-path.ts';
 import { DirectoryLock } from './spool/lock.ts';
 import { Spool } from './spool/spool.ts';
 import { StoredTransaction } from './spool/stored-transaction.ts';
-import { statusOf } from './status.ts';
+import { type Status, statusOf } from './status.ts';
 import { RecentTimeLines } from './time-line.ts';
 import { type Admission, createAdmission } from './upstream/admission.ts';
 import type { SessionContext } from './upstream/connection.ts';
@@ -67,6 +67,8 @@ export async function createProxy(options: Options = {}, logger?: Logger): Promi
   const parsed = parseConfig({ file: options });
   if (!parsed.ok) throw new Error(parsed.errors.join('\n'));
   const { config } = parsed;
+  if (config.workers !== 1)
+    throw new Error('workers: only "cutthrough serve" runs several processes; leave it out here');
   return await createProxyFromConfig(
     config,
     logger ?? createLogger({ level: config.logLevel, format: config.logFormat }),
@@ -82,6 +84,35 @@ export async function createProxyFromConfig(
   const proxy = new RunningProxy(config, logger, outside);
   await proxy.start();
   return proxy;
+}
+
+/** One of several processes that share the listeners and what is known of messages (workers/). */
+export interface ProxyPart extends Proxy {
+  start(): Promise<void>;
+  readonly ledger: Ledger;
+  metricsAsJson(): Promise<MetricsAsJson>;
+  /** With addresses, and by what names next hops would go without, in the same order. */
+  status(): Readonly<{ status: Status; names: readonly string[] }>;
+  trace(id: string): Readonly<{ found: unknown; kept: number }>;
+  setFastPath(enabled: boolean): void;
+  setMode(mode: string, fallback: string | null): Promise<void>;
+}
+
+export type MetricsAsJson = Awaited<ReturnType<Metrics['registry']['getMetricsAsJSON']>>;
+
+export type PartDeps = Readonly<{
+  peers: Peers;
+  /** What they know already. */
+  entries: readonly Entry[];
+  /** The spool is worked on, although the config has no use for it: there may be mail in it. */
+  spooling: boolean;
+}>;
+
+/** The caller starts it. `config` has neither an HTTP server nor a ledger's directory. */
+export function createProxyPart(config: Config, logger: Logger, deps: PartDeps): ProxyPart {
+  const part = new RunningProxy(config, logger, {}, deps.spooling);
+  part.ledger.shareWith(deps.peers, deps.entries);
+  return part;
 }
 
 /** What a reload replaces as a whole. */
@@ -105,16 +136,17 @@ const VERDICT_GRACE_MS = 5_000;
 /** After the drain: for the queue's deliveries that have sent their final dot. What isn't known by then is tried again. */
 const QUEUE_GRACE_MS = 5_000;
 
-class RunningProxy implements Proxy {
+class RunningProxy implements ProxyPart {
   readonly #log: Logger;
   readonly #metrics: Metrics;
   readonly #transactions = new Set<Transaction | StoredTransaction>();
   readonly #budget: MemoryBudget;
   readonly #fastPath: FastPathMonitor;
-  readonly #ledger: Ledger;
+  readonly ledger: Ledger;
   /** Of --ledger-dir. */
   #ledgerLock: DirectoryLock | null = null;
   readonly #timeLines: RecentTimeLines;
+  readonly #spooling: boolean;
   #spool: Spool | null = null;
   #changes: Promise<void> = Promise.resolve();
   /** Next hops (by key) whose last session offered DSN. */
@@ -140,8 +172,9 @@ class RunningProxy implements Proxy {
   #closed: Promise<void> | null = null;
   #onIdle: (() => void) | null = null;
 
-  constructor(config: Config, log: Logger, outside: Outside) {
+  constructor(config: Config, log: Logger, outside: Outside, spooling = false) {
     this.#outside = outside;
+    this.#spooling = spooling;
     this.#first = config;
     this.#log = log;
     this.#metrics = createMetrics({ version: VERSION, mode: config.mode, fallback: config.fallback });
@@ -157,7 +190,8 @@ class RunningProxy implements Proxy {
     read(this.#metrics.upstreamConnectionsActive, () => this.#connections);
     read(this.#metrics.queueMessages, () => this.#spool?.queue.size ?? 0);
     read(this.#metrics.queueOldestAge, () => this.#spool?.queue.oldestAgeSeconds ?? 0);
-    read(this.#metrics.ledgerEntries, () => this.#ledger.size);
+    read(this.#metrics.ledgerEntries, () => this.ledger.size);
+    read(this.#metrics.workers, () => (this.#isReady ? 1 : 0));
     this.#readSpool();
     this.#readLimits(read);
     this.#timeLines = new RecentTimeLines(config.traceBuffer, {
@@ -165,7 +199,7 @@ class RunningProxy implements Proxy {
       wall: Date.now,
     });
     this.#budget = new MemoryBudget(config.maxBufferedBytes);
-    this.#ledger = new Ledger({ ttlMs: config.ledgerTtlMs, maxEntries: config.ledgerMax, now: Date.now });
+    this.ledger = new Ledger({ ttlMs: config.ledgerTtlMs, maxEntries: config.ledgerMax, now: Date.now });
     this.#fastPath = new FastPathMonitor({
       // Pure cut-through has limits of its own that answer for load; there only the switch counts.
       conditions: Spool.isNeeded(config) ? config.disableFastPathWhen : [],
@@ -209,8 +243,9 @@ class RunningProxy implements Proxy {
     const config = this.#first;
     this.#generation = await this.#generationOf(config);
     this.#health.configure(this.#generation.router.staticNextHops);
-    if (Spool.isNeeded(config)) this.#spool = await this.#openSpool(config);
-    if (config.ledgerDir !== null) await this.#keepLedger(config.ledgerDir);
+    if (this.#spooling || Spool.isNeeded(config)) this.#spool = await this.#openSpool(config);
+    if (config.ledgerDir !== null)
+      this.#ledgerLock = await keepLedger(this.ledger, config.ledgerDir, this.#log);
     const { certificate } = this.#generation;
     for (const { protocol } of config.listen) this.#metrics.upstreamConnections.show(protocol);
     this.#listeners = config.listen.map(
@@ -225,14 +260,6 @@ class RunningProxy implements Proxy {
       await this.close({ drainTimeoutMs: 0 });
       throw error;
     }
-  }
-
-  async #keepLedger(directory: string): Promise<void> {
-    await prepareLedgerDirectory(directory);
-    this.#ledgerLock = await DirectoryLock.acquire(directory, (socket) => socket.destroy(), '--ledger-dir');
-    const entries = () => [...this.#ledger.entries].filter(({ durable }) => durable);
-    const { journal, recovered } = await openJournal(directory, { log: this.#log, now: Date.now, entries });
-    this.#ledger.keepIn(journal, recovered);
   }
 
   #listenerDeps(): ListenerDeps {
@@ -261,6 +288,8 @@ class RunningProxy implements Proxy {
     const { config } = generation;
     if (this.#spool !== null && config.spoolDir !== this.#spool.directory)
       this.#log.warn({ event: 'config_warning' }, 'spoolDir: takes effect with the next start');
+    if (config.workers !== this.#first.workers)
+      this.#log.warn({ event: 'config_warning' }, 'workers: takes effect with the next start');
     if (this.#spool === null && Spool.isNeeded(config)) {
       this.#spool = await this.#openSpool(config);
       this.#spool.recover();
@@ -311,7 +340,7 @@ class RunningProxy implements Proxy {
     await this.#spool?.close(Math.min(timeoutMs, QUEUE_GRACE_MS));
     this.#closePool();
     await Promise.all(this.#ending);
-    await this.#ledger.close();
+    await this.ledger.close();
     await this.#ledgerLock?.release();
     // Not before: a policy that can't be fetched is one that isn't obeyed.
     this.#ended.abort();
@@ -486,7 +515,7 @@ class RunningProxy implements Proxy {
       now: () => performance.now(),
       timeLines: this.#timeLines,
       rcptDeadline,
-      ledger: this.#ledger,
+      ledger: this.ledger,
       newId: () => this.#newId(),
       received: (sender: Sender, client: Client, id: string, only: Recipient | null) =>
         received(config, sender, client, id, only),
@@ -522,7 +551,7 @@ class RunningProxy implements Proxy {
     return refuses ? fastPathDisabled() : null;
   }
 
-  async #setMode(mode: string, fallback: string | null): Promise<void> {
+  async setMode(mode: string, fallback: string | null): Promise<void> {
     const wanted = parseConfig({ file: { mode, fallback: fallback ?? 'none' } });
     if (!wanted.ok) throw new Error(wanted.errors.join('; '));
     const changes = { mode: wanted.config.mode, fallback: wanted.config.fallback };
@@ -570,24 +599,42 @@ class RunningProxy implements Proxy {
   #httpSources() {
     return {
       metrics: async () => ({ contentType: this.#metrics.registry.contentType, text: await this.metrics() }),
-      ready: () => !this.#draining && this.#listeners.every((listener) => listener.server.listening),
-      status: () => this.#status(),
-      trace: (id: string) => this.#trace(id),
+      ready: () => this.#isReady,
+      status: () => this.#statusOf(this.#config.httpDetails),
+      trace: (id: string) => this.trace(id),
       details: () => this.#config.httpDetails,
-      setFastPath: (enabled: boolean) => this.#fastPath.setManually(enabled),
-      setMode: (mode: string, fallback: string | null) => this.#setMode(mode, fallback),
+      setFastPath: (enabled: boolean) => this.setFastPath(enabled),
+      setMode: (mode: string, fallback: string | null) => this.setMode(mode, fallback),
     };
   }
 
-  #trace(id: string) {
+  get #isReady(): boolean {
+    const listening = this.#listeners.every((listener) => listener.server.listening);
+    return !this.#draining && this.#listeners.length > 0 && listening;
+  }
+
+  trace(id: string) {
     const live = [...this.#transactions].find((transaction) => transaction.id === id);
     const line = live?.timeLine ?? this.#timeLines.find(id);
     return { found: line && this.#timeLines.describe(line), kept: this.#timeLines.size };
   }
 
-  #status() {
+  async metricsAsJson(): Promise<MetricsAsJson> {
+    return await this.#metrics.registry.getMetricsAsJSON();
+  }
+
+  setFastPath(enabled: boolean): void {
+    this.#fastPath.setManually(enabled);
+  }
+
+  status() {
+    return { status: this.#statusOf(true), names: this.#health.list(false).map(({ name }) => name) };
+  }
+
+  #statusOf(details: boolean): Status {
     return statusOf({
       config: this.#config,
+      details,
       metrics: this.#metrics,
       fastPath: this.#fastPath,
       queue: this.#spool?.queue ?? null,
@@ -598,9 +645,29 @@ class RunningProxy implements Proxy {
       sessions: this.#sessions,
       bufferedBytes: this.#unsentBytes() + this.#budget.used,
       transactions: this.#transactions,
+      pid: process.pid,
       nowMs: performance.now(),
       startedMs: this.#startedMs,
     });
+  }
+}
+
+/**
+ * From here on durable entries are kept in the directory, and those that were there are known.
+ * @returns the directory's lock, to be released once the ledger is closed
+ * @throws Error in one line that says what to do
+ */
+export async function keepLedger(ledger: Ledger, directory: string, log: Logger): Promise<DirectoryLock> {
+  await prepareLedgerDirectory(directory);
+  const lock = await DirectoryLock.acquire(directory, (socket) => socket.destroy(), '--ledger-dir');
+  try {
+    const entries = () => [...ledger.entries].filter(({ durable }) => durable);
+    const { journal, recovered } = await openJournal(directory, { log, now: Date.now, entries });
+    ledger.keepIn(journal, recovered);
+    return lock;
+  } catch (error) {
+    await lock.release();
+    throw error;
   }
 }
 

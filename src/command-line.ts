@@ -214,7 +214,7 @@ function flagsFor(name: OptionName): Option[] {
     return [new Option(`--${name}`, option.help), new Option(`--no-${name}`, 'the opposite (default)')];
   }
   const preset = Array.isArray(option.default) ? option.default.join(' ') : option.default;
-  const repeatable = option.takes === 'many' && option.available === undefined;
+  const repeatable = option.takes === 'many';
   const help = `${repeatable ? '+ ' : ''}${option.help}${preset ? ` (default: ${preset})` : ''}`;
   const flag = new Option(`--${name} <${option.kind.arg}>`, help);
   if (option.takes === 'many') {

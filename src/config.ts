@@ -117,6 +117,8 @@ export type Config = Readonly<{
   logFormat: 'json' | 'pretty';
   /** Transactions whose time lines are kept; 0: none is recorded, except for the log at debug. */
   traceBuffer: number;
+  /** Processes; auto: as many as there are cores. */
+  workers: number | 'auto';
 }>;
 
 export type ParsedConfig =
@@ -340,9 +342,6 @@ function readText(option: AnyOption, given: Given, text: string, errors: string[
   const result = option.kind.codec.safeDecode(text);
   if (!result.success) {
     errors.push(`${written}: ${result.error.issues[0]?.message}`);
-  } else if (option.available?.includes(text) === false) {
-    const instead = given.style.written(lastWord(given.label), option.available.join(' or '));
-    errors.push(`${written} is not available yet in this version; use ${instead}`);
   }
   return result.data;
 }

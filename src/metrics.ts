@@ -1,6 +1,6 @@
 // Every `cutthrough_` metric (INTERFACE.md), one registry for each proxy so that several can live in one process.
 // Labels are bounded: never an address, a domain or an id.
-import { Counter, collectDefaultMetrics, Gauge, Registry } from 'prom-client';
+import { type Aggregator, Counter, collectDefaultMetrics, Gauge, Registry } from 'prom-client';
 import { TallyCounter, TallyHistogram } from './tally.ts';
 
 const SECONDS = [
@@ -15,6 +15,30 @@ const DURATION_PHASES = ['connect', 'mail', 'rcpt', 'data', 'body', 'dot'] as co
 export type DurationPhase = (typeof DURATION_PHASES)[number];
 
 const REPLY_PHASES = ['greeting', 'ehlo', 'starttls', 'auth', 'mail', 'rcpt', 'data', 'dot'];
+
+/**
+ * How the values of several processes are one, where that isn't their sum (workers/metrics.ts). What can be too much for
+ * a process is told of the one that has most of it.
+ */
+const AGGREGATORS: Readonly<Record<string, Aggregator>> = {
+  process_start_time_seconds: 'first',
+  process_open_fds: 'max',
+  process_max_fds: 'min',
+  nodejs_eventloop_lag_seconds: 'max',
+  nodejs_eventloop_lag_mean_seconds: 'max',
+  nodejs_eventloop_lag_stddev_seconds: 'max',
+  nodejs_eventloop_lag_p50_seconds: 'max',
+  nodejs_eventloop_lag_p90_seconds: 'max',
+  nodejs_eventloop_lag_p99_seconds: 'max',
+  cutthrough_build_info: 'first',
+  cutthrough_mode_info: 'max',
+  cutthrough_fast_path_enabled: 'min',
+  cutthrough_tls_certificate_expiry_timestamp_seconds: 'max',
+  cutthrough_queue_oldest_age_seconds: 'max',
+  cutthrough_queue_age_limit_seconds: 'max',
+  // Each process has all of it.
+  cutthrough_ledger_entries: 'max',
+};
 
 export type Metrics = ReturnType<typeof createMetrics>;
 
@@ -72,8 +96,18 @@ export function createMetrics(info: { version: string; mode: string; fallback: s
   ]);
   for (const phase of DURATION_PHASES) phaseDuration.show(phase);
 
-  return {
+  const workers = gauge('workers', 'Processes that take connections.');
+  const workerRestarts = counterBy(
+    'worker_restarts_total',
+    'Processes put in the place of others, by why.',
+    ['reason'],
+    ['crash', 'reload'],
+  );
+
+  const metrics = {
     registry,
+    workers,
+    workerRestarts,
     setMode,
     fastPathEnabled,
     fastPathDisabled: counterBy(
@@ -177,6 +211,10 @@ export function createMetrics(info: { version: string; mode: string; fallback: s
       ['failed', 'delayed', 'expired', 'relayed'],
     ),
   };
+  // Some default metrics aren't there on every system.
+  for (const [name, aggregator] of Object.entries(AGGREGATORS))
+    Object.assign(registry.getSingleMetric(name) ?? {}, { aggregator });
+  return metrics;
 }
 
 /** The `class` label: 2xx, 3xx, 4xx, 5xx, or `invalid` for what is no reply. */

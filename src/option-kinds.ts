@@ -57,6 +57,18 @@ export function integer(min: number, max = Number.MAX_SAFE_INTEGER): Kind<number
   return kind('N', decode, String);
 }
 
+/** A number of processes, or `auto`: one for each core. */
+export const workers: Kind<number | 'auto'> = kind(
+  'N|auto',
+  (text) => {
+    if (text === 'auto') return text;
+    const value = /^\d+$/.test(text) ? Number(text) : Number.NaN;
+    if (!(value >= 1 && value <= 256)) throw new BadValue('must be auto, or a whole number from 1 to 256');
+    return value;
+  },
+  String,
+);
+
 const SIZE_UNITS = { GiB: 2 ** 30, MiB: 2 ** 20, KiB: 2 ** 10, B: 1 } as const;
 
 /** A size in bytes, at least one. */

@@ -1,6 +1,5 @@
 // The one table of options. Flags, environment variables, YAML keys, defaults, help and the fields of Config
-// all come from it, so that none of them can drift from the others. A value whose feature isn't built stands
-// here too: it is known, shown as such in the help, and refused when used.
+// all come from it, so that none of them can drift from the others.
 
 import type { z } from 'zod';
 import {
@@ -19,6 +18,7 @@ import {
   type Kind,
   listenUrl,
   size,
+  workers,
 } from './option-kinds.ts';
 import { route, tlsPolicy } from './route-option.ts';
 
@@ -33,8 +33,6 @@ type Option<T, F extends string | null, K extends Takes> = Readonly<{
   /** As an operator would write it. `null` = no value, or one that is found out at run time. */
   default: string | readonly string[] | null;
   help: string;
-  /** Words of a choice that work in this version; without it all do. */
-  available?: readonly string[];
   /** A repeatable option that makes no sense without any value. */
   atLeastOne?: true;
   /** One value with commas in it, which in YAML may also be a list. */
@@ -67,16 +65,6 @@ function optional<T, F extends string | null>(
   help: string,
 ): Option<T, F, 'optional'> {
   return { field, takes: 'optional', kind, default: null, help };
-}
-
-/** An option of which only the default works so far. */
-function onlyDefault<T, F extends string | null>(
-  field: F,
-  kind: Kind<T>,
-  preset: string,
-  help: string,
-): Option<T, F, 'one'> {
-  return { ...one(field, kind, preset, `${help} (only "${preset}" so far)`), available: [preset] };
 }
 
 export const OPTIONS = {
@@ -287,7 +275,12 @@ export const OPTIONS = {
     'how many of the last transactions are kept for "cutthrough trace", 3 KiB each; 0: none is recorded',
   ),
 
-  workers: onlyDefault(null, choice(['1', 'auto']), '1', 'processes sharing the listeners'),
+  workers: one(
+    'workers',
+    workers,
+    '1',
+    'processes that share the listeners and the limits; auto: one for each core',
+  ),
   'forward-client': one(
     'forwardClient',
     choice(['none', 'xclient', 'xforward', 'proxy']),
@@ -314,7 +307,8 @@ const GROUPS: Readonly<Partial<Record<string, string>>> = {
   'ledger-ttl': 'Ledger',
   'tls-cert': 'TLS',
   'log-level': 'Log and traces',
-  workers: 'Not available yet',
+  workers: 'Processes',
+  'forward-client': 'Towards next hops',
 } satisfies Partial<Record<OptionName, string>>;
 
 /** The heading that the option stands under. */
@@ -327,9 +321,9 @@ export function groupOf(name: OptionName): string {
   return group;
 }
 
-/** The values that can be given, where they can be told and work. */
-export function choicesOf({ kind, available }: AnyOption): readonly string[] {
-  return available ?? kind.choices ?? [];
+/** The values that can be given, where they can be told. */
+export function choicesOf({ kind }: AnyOption): readonly string[] {
+  return kind.choices ?? [];
 }
 
 /** What `Config` holds for an option. */

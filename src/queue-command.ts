@@ -1,4 +1,5 @@
-// `cutthrough queue …`: asks the proxy that runs on the spool directory, or, when none does, works on the directory itself.
+// `cutthrough queue …`: asks the proxy that runs on the spool directory, or, when none does, works on the directory itself,
+// with what workers have left in their parts of it.
 import { stat } from 'node:fs/promises';
 import type { Config } from './config.ts';
 import { createLogger } from './log.ts';
@@ -11,6 +12,7 @@ import {
 } from './spool/control.ts';
 import type { QueuedMessage } from './spool/envelope.ts';
 import { connectToHolder, DirectoryLock } from './spool/lock.ts';
+import { gather } from './spool/parts.ts';
 import type { Listed } from './spool/queue.ts';
 import { SpoolStore } from './spool/store.ts';
 
@@ -44,6 +46,7 @@ async function ask({ spoolDir, spoolMinFreeBytes }: Config, request: QueueReques
   const log = createLogger({ level: 'silent', format: 'json' });
   const lock = await DirectoryLock.acquire(spoolDir, (socket) => socket.destroy());
   try {
+    await gather(spoolDir, [spoolDir]);
     const deps = { log, minFreeOctets: spoolMinFreeBytes, now: () => performance.now() };
     const store = await SpoolStore.open(spoolDir, deps);
     try {

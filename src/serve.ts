@@ -1,13 +1,14 @@
-// The life of `cutthrough serve` once its config is known: start, the `ready` line, signals, exit codes.
+// The life of `cutthrough serve` once its config is known: start, the `ready` line, signals, exit codes; in one process,
+// or as the primary of several.
 // SIGTERM and SIGINT drain; a second one exits at once. SIGHUP reloads, and a broken file changes nothing.
 
-import { setFlagsFromString } from 'node:v8';
 import type { Proxy as RunningProxy } from './app.ts';
 import { checkCertificate } from './certificate.ts';
 import type { Config, ParsedConfig } from './config.ts';
 import type { Logger } from './log.ts';
 import { createLogger } from './log.ts';
-import { formatHostPort } from './option-kinds.ts';
+import { exitOnBugs, setUpMemory } from './process.ts';
+import { startFailure } from './start-failure.ts';
 import { VERSION } from './version.ts';
 
 /**
@@ -19,10 +20,7 @@ export async function serve(
   first: Config,
   warnings: readonly string[],
 ): Promise<void> {
-  // The buffers of message bytes live outside V8's heap and die young, but V8 counts them against it: after an idle
-  // spell it would mark its whole heap for every 25 MiB that pass, twice the processor time of a large message. The
-  // heap is small, so a full collection in one go costs less than all that.
-  setFlagsFromString('--no-incremental-marking');
+  setUpMemory();
   const logger = createLogger({ level: first.logLevel, format: first.logFormat });
   exitOnBugs(logger);
   const certificate = checkCertificate(first, Date.now());
@@ -51,36 +49,13 @@ export async function serve(
 }
 
 async function start(config: Config, logger: Logger): Promise<RunningProxy> {
-  const { createProxyFromConfig } = await import('./app.ts');
   try {
+    const { startPrimary, workerCount } = await import('./workers/primary.ts');
+    if (workerCount(config) > 1) return await startPrimary(config, logger);
+    const { createProxyFromConfig } = await import('./app.ts');
     return await createProxyFromConfig(config, logger);
   } catch (error) {
     throw new Error(startFailure(error, config), { cause: error });
-  }
-}
-
-/** What the operator can do about a failure to listen. */
-function startFailure(error: unknown, { http }: Config): string {
-  if (!(error instanceof Error)) return String(error);
-  const { code, address, port, hostname } = error as NodeJS.ErrnoException & {
-    address?: string;
-    port?: number;
-    hostname?: string;
-  };
-  if (hostname !== undefined && /^EAI_|^ENOTFOUND$/.test(code ?? ''))
-    return `cannot listen on ${hostname}: the name has no address here; give an address of this machine by ${http?.host === hostname ? '--http' : '--listen'}`;
-  if (address === undefined || port === undefined) return error.message;
-  const flag = http?.host === address && http.port === port ? '--http' : '--listen';
-  const cannot = `cannot listen on ${formatHostPort({ host: address, port })}`;
-  switch (code) {
-    case 'EADDRINUSE':
-      return `${cannot}: another program does already; stop it or choose another address by ${flag}`;
-    case 'EACCES':
-      return `${cannot}: no permission; give the program CAP_NET_BIND_SERVICE or choose a port above 1023 by ${flag}`;
-    case 'EADDRNOTAVAIL':
-      return `${cannot}: this machine has no such address; choose another by ${flag}`;
-    default:
-      return `${cannot}: ${error.message}`;
   }
 }
 
@@ -122,14 +97,4 @@ async function stop(
   }
   logger.info({ event: 'stopped' });
   process.exit(0);
-}
-
-/** The last resort: whatever arrives here is a bug, and a process in an unknown state must not say 250. */
-function exitOnBugs(logger: Logger): void {
-  const die = (event: string) => (err: unknown) => {
-    logger.fatal({ event, err });
-    process.exit(1);
-  };
-  process.on('uncaughtException', die('uncaught_exception'));
-  process.on('unhandledRejection', die('unhandled_rejection'));
 }

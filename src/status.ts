@@ -10,12 +10,14 @@ import type { Described } from './spool/stored-transaction.ts';
 import { VERSION } from './version.ts';
 
 /** The oldest ones; how many there are is told beside them. */
-const MAX_TRANSACTIONS = 1000;
+export const MAX_TRANSACTIONS = 1000;
 const MAX_LEGS = 20;
 const MAX_RECIPIENTS = 5;
 
 export type StatusSources = Readonly<{
   config: Config;
+  /** With addresses. */
+  details: boolean;
   metrics: Metrics;
   fastPath: FastPathMonitor;
   queue: Queue | null;
@@ -26,14 +28,16 @@ export type StatusSources = Readonly<{
   sessions: Readonly<{ active: number; idle: number }>;
   bufferedBytes: number;
   transactions: ReadonlySet<Readonly<{ describe: () => Described }>>;
+  pid: number;
   /** Milliseconds, monotonic. */
   nowMs: number;
   startedMs: number;
 }>;
 
+export type Status = ReturnType<typeof statusOf>;
+
 export function statusOf(sources: StatusSources) {
-  const { config, fastPath, health, transactions } = sources;
-  const details = config.httpDetails;
+  const { config, fastPath, health, transactions, details } = sources;
   const described = [...transactions].map((transaction) => transaction.describe());
   return {
     version: VERSION,
@@ -45,7 +49,9 @@ export function statusOf(sources: StatusSources) {
     fastPath: { enabled: fastPath.enabled, reasons: fastPath.reasons, sinceMs: rounded(fastPath.sinceMs) },
     queue: queueOf(sources),
     draining: sources.draining,
-    listen: details ? sources.listen : sources.listen.map((url) => url.slice(0, url.indexOf(':'))),
+    listen: details ? sources.listen : sources.listen.map(protocolOf),
+    /** The processes that carry mail. */
+    workers: [workerOf(sources)],
     connections: sources.connections,
     maxConnections: config.maxConnections,
     sessions: { ...sources.sessions },
@@ -55,6 +61,22 @@ export function statusOf(sources: StatusSources) {
     nextHops: health.list(details),
     transactionsActive: transactions.size,
     transactions: described.slice(0, MAX_TRANSACTIONS).map((each) => transactionOf(each, health, details)),
+  };
+}
+
+/** All that a listener's address tells without one. */
+export function protocolOf(url: string): string {
+  return url.slice(0, url.indexOf(':'));
+}
+
+function workerOf({ pid, draining, connections, transactions, nowMs, startedMs }: StatusSources) {
+  return {
+    number: 1,
+    pid,
+    state: draining ? 'draining' : 'listening',
+    ageMs: Math.round(nowMs - startedMs),
+    connections,
+    transactionsActive: transactions.size,
   };
 }
 

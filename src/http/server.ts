@@ -9,16 +9,18 @@ import { loadPage, type PageFile } from './page.ts';
 export type HttpSources = Readonly<{
   metrics: () => Promise<{ contentType: string; text: string }>;
   ready: () => boolean;
-  status: () => unknown;
+  status: () => unknown | Promise<unknown>;
   /** How a transaction went, with addresses; null where it isn't known (any more). */
-  trace: (id: string) => Readonly<{ found: unknown; kept: number }>;
+  trace: (id: string) => Found | Promise<Found>;
   /** --http-details: there are addresses in the status. */
   details: () => boolean;
   /** Claim 10's manual switch. */
-  setFastPath: (enabled: boolean) => void;
+  setFastPath: (enabled: boolean) => void | Promise<void>;
   /** Settles when new transactions run so. Rejects with what is wrong. */
   setMode: (mode: string, fallback: string | null) => Promise<void>;
 }>;
+
+type Found = Readonly<{ found: unknown; kept: number }>;
 
 export type HttpServer = Readonly<{ address: string; close: () => Promise<void> }>;
 
@@ -60,7 +62,8 @@ async function respond(
   if (path === '/fast-path' || path === '/mode') return await change(request, response, sources, path);
   if (request.method !== 'GET' && request.method !== 'HEAD')
     return send(response, 405, 'only GET and HEAD\n');
-  if (path.startsWith('/trace/')) return trace(request, response, sources, path.slice('/trace/'.length));
+  if (path.startsWith('/trace/'))
+    return await trace(request, response, sources, path.slice('/trace/'.length));
   switch (path) {
     case '/metrics': {
       const { contentType, text } = await sources.metrics();
@@ -73,7 +76,7 @@ async function respond(
     case '/status':
       if (sources.details() && mayBeRebound(request))
         return send(response, 403, 'with --http-details, Host must be an address or localhost\n');
-      return send(response, 200, `${JSON.stringify(sources.status())}\n`, JSON_TYPE);
+      return send(response, 200, `${JSON.stringify(await sources.status())}\n`, JSON_TYPE);
     default: {
       const file = page.get(path);
       if (file !== undefined) return sendFile(request, response, file);
@@ -83,10 +86,15 @@ async function respond(
 }
 
 /** For `cutthrough trace`: it shows addresses, so it is for this machine alone. */
-function trace(request: IncomingMessage, response: ServerResponse, sources: HttpSources, id: string): void {
+async function trace(
+  request: IncomingMessage,
+  response: ServerResponse,
+  sources: HttpSources,
+  id: string,
+): Promise<void> {
   const refusal = whyNotLocal(request);
   if (refusal !== null) return send(response, 403, `${refusal}\n`);
-  const { found, kept } = sources.trace(id);
+  const { found, kept } = await sources.trace(id);
   if (!found) return send(response, 404, `no such transaction; --trace-buffer ${kept}\n`);
   send(response, 200, `${JSON.stringify(found)}\n`, JSON_TYPE);
 }
@@ -107,7 +115,7 @@ async function change(
   if (path === '/fast-path') {
     if (typeof body.enabled !== 'boolean')
       return send(response, 400, 'expected {"enabled": true or false}\n');
-    sources.setFastPath(body.enabled);
+    await sources.setFastPath(body.enabled);
     return send(response, 200, `${JSON.stringify({ enabled: body.enabled })}\n`, JSON_TYPE);
   }
   const { mode, fallback = null } = body;

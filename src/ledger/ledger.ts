@@ -37,6 +37,15 @@ export type Journal = Readonly<{
   close: () => Promise<void>;
 }>;
 
+/** The other processes that have the same ledger (workers/). */
+export type Peers = Readonly<{
+  /** Durable entries outlive all of the processes. */
+  isKept: boolean;
+  /** Settles when the others know it, and a durable one is on disk; or that is given up, with a line in the log. */
+  put: (entry: Entry) => Promise<void>;
+  drop: (key: EntryKey) => void;
+}>;
+
 export type LedgerDeps = Readonly<{
   /** --ledger-ttl, milliseconds. */
   ttlMs: number;
@@ -49,6 +58,7 @@ export type LedgerDeps = Readonly<{
 export class Ledger {
   readonly #deps: LedgerDeps;
   #journal: Journal | null = null;
+  #peers: Peers | null = null;
   /** By sender and recipient: most senders repeat few messages to the same recipient, so the lists are short. */
   readonly #byPaths = new Map<string, Entry[]>();
   /** In the order of their expiry, since all live equally long. */
@@ -70,7 +80,7 @@ export class Ledger {
 
   /** Durable entries outlive the process. */
   get isKept(): boolean {
-    return this.#journal !== null;
+    return this.#journal !== null || this.#peers?.isKept === true;
   }
 
   get entries(): Iterable<Entry> {
@@ -81,6 +91,12 @@ export class Ledger {
   keepIn(journal: Journal, recovered: readonly Entry[]): void {
     for (const entry of recovered) this.#add(entry);
     this.#journal = journal;
+  }
+
+  /** From here on every entry is also told to others; `known` is what they have. */
+  shareWith(peers: Peers, known: readonly Entry[]): void {
+    for (const entry of known) this.#add(entry);
+    this.#peers = peers;
   }
 
   /** Whether some message of this sender to this recipient is on record: if so, it takes the header to tell more. */
@@ -98,15 +114,32 @@ export class Ledger {
 
   /** In place of what is on record for the same copy. Settles when a durable one is on disk; null where none is to be. */
   put(entry: Omit<Entry, 'expiresAt'>): Promise<void> | null {
+    return this.record({ ...entry, expiresAt: this.#deps.now() + this.#deps.ttlMs });
+  }
+
+  /** As put(), of an entry that has its date. */
+  record(entry: Entry): Promise<void> | null {
+    this.learn(entry);
+    if (this.#peers !== null) return this.#peers.put(entry);
+    return entry.durable && this.#journal !== null ? this.#journal.put(entry) : null;
+  }
+
+  /** What a peer has put, or dropped. */
+  learn(entry: Entry): void {
     this.#remove(entry);
-    const dated = { ...entry, expiresAt: this.#deps.now() + this.#deps.ttlMs };
-    this.#add(dated);
-    return dated.durable && this.#journal !== null ? this.#journal.put(dated) : null;
+    this.#add(entry);
+  }
+
+  unlearn(key: EntryKey): void {
+    this.#remove(key);
   }
 
   /** The upstream knows the outcome now, or what is on record is not of its message after all. */
   drop(key: EntryKey): void {
-    if (this.#remove(key)?.durable) this.#journal?.drop(key);
+    const entry = this.#remove(key);
+    if (entry === null) return;
+    if (entry.durable) this.#journal?.drop(key);
+    this.#peers?.drop(key);
   }
 
   async close(): Promise<void> {

@@ -26,14 +26,14 @@ export type QueueAnswer =
 
 /** The queue of a running or of a stopped proxy. */
 export type QueueControl = Readonly<{
-  list: () => readonly Listed[];
+  list: () => readonly Listed[] | Promise<readonly Listed[]>;
   show: (id: string) => Promise<QueuedMessage>;
   /** @returns why not, or null */
   retry: (id: string) => Promise<string | null>;
   remove: (id: string, dryRun: boolean) => Promise<string | null>;
 }>;
 
-const UNKNOWN = 'no such message';
+export const UNKNOWN = 'no such message';
 const REQUEST_TIMEOUT_MS = 10_000;
 /** To remove thousands takes thousands of fsyncs. */
 const ANSWER_TIMEOUT_MS = 120_000;
@@ -74,11 +74,11 @@ export async function answerRequest(control: QueueControl, request: QueueRequest
   try {
     switch (request.command) {
       case 'list':
-        return { messages: control.list() };
+        return { messages: await control.list() };
       case 'show':
         return { message: await control.show(request.id) };
       case 'retry': {
-        const ids = request.ids === 'all' ? control.list().map(({ id }) => id) : request.ids;
+        const ids = request.ids === 'all' ? (await control.list()).map(({ id }) => id) : request.ids;
         return await each(ids, (id) => control.retry(id));
       }
       case 'remove':

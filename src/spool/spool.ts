@@ -5,6 +5,7 @@ import type { Config } from '../config.ts';
 import type { MemoryBudget } from './buffer.ts';
 import { controlOfQueue, type QueueControl, serveControl } from './control.ts';
 import { DirectoryLock } from './lock.ts';
+import { gather } from './parts.ts';
 import { Queue, type QueueDeps } from './queue.ts';
 import { Spooler } from './spooler.ts';
 import { SpoolStore } from './store.ts';
@@ -47,6 +48,7 @@ export class Spool {
     let control: QueueControl | null = null;
     const lock = await DirectoryLock.acquire(directory, (socket) => serveControl(socket, () => control));
     try {
+      await gather(directory, [directory]);
       const { monotonic, now } = deps.queue;
       const store = await SpoolStore.open(directory, {
         log,

@@ -51,10 +51,12 @@ const ROOM_MS = 1000;
 const SLICE = 100;
 /** Unknown files that the log names. */
 const MAX_NAMED = 10;
-const QUARANTINE = 'quarantine';
+export const QUARANTINE = 'quarantine';
 /** What the spool makes itself; other files in the directory are nothing of ours. */
-const OUR_FILE = /^([A-Za-z0-9_.-]{1,64})\.(eml|json)(\.tmp)?$/;
+export const OUR_FILE = /^([A-Za-z0-9_.-]{1,64})\.(eml|json)(\.tmp)?$/;
 const OTHER_NAMES: readonly string[] = [QUARANTINE, 'control.sock'];
+/** A worker's part (parts.ts). */
+export const PART = /^worker-[1-9]\d*$/;
 
 export class SpoolStore {
   readonly directory: string;
@@ -253,7 +255,7 @@ export class SpoolStore {
       else bodies.push(id);
     }
     for (const id of bodies) if (!ids.has(id)) leftovers.push(`${id}.eml`);
-    const strangers = unknown.filter((name) => !OTHER_NAMES.includes(name));
+    const strangers = unknown.filter((name) => !OTHER_NAMES.includes(name) && !PART.test(name));
     if (strangers.length > 0) {
       const files = strangers.slice(0, MAX_NAMED);
       this.#deps.log.warn({ event: 'spool-unknown-files', count: strangers.length, files });
@@ -453,7 +455,7 @@ async function isThere(path: string): Promise<boolean> {
   }
 }
 
-async function syncDirectory(directory: string): Promise<void> {
+export async function syncDirectory(directory: string): Promise<void> {
   const folder = await open(directory, 'r');
   try {
     await folder.sync();

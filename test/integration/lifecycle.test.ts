@@ -188,6 +188,8 @@ describe('HTTP', () => {
   /** INTERFACE.md's, and the limits beside what they limit. */
   const METRICS: Record<string, readonly string[]> = {
     build_info: ['version', 'node'],
+    workers: [],
+    worker_restarts_total: ['reason'],
     mode_info: ['mode', 'fallback'],
     upstream_connections_total: ['listener'],
     upstream_connections_active: [],
@@ -298,9 +300,9 @@ describe('createProxy()', () => {
     expect((error as Error).message).toContain('trust');
   });
 
-  it('refuses options of features that are not built', async () => {
-    const unbuilt = { workers: 'auto' } as unknown as Options;
-    await expect(createProxy(unbuilt)).rejects.toThrow(/workers: auto is not available yet/);
+  it('refuses several workers, since it is in one process', async () => {
+    for (const workers of ['auto', 2] as const)
+      await expect(createProxy({ workers })).rejects.toThrow(/workers: only "cutthrough serve"/);
   });
 
   it('rejects when an address is taken, and leaves no listener behind', async () => {

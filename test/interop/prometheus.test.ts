@@ -164,7 +164,7 @@ describe('the dashboard', () => {
   });
 });
 
-/** What the traffic can't bring about: no process is started anew. */
+/** What the traffic can't bring about: no process is started anew, and none crashes. */
 const STAYS_AT_ZERO = /^changes\(/;
 
 /** Alerts that the traffic brings about; those with a `for` are on their way. */

@@ -98,6 +98,7 @@ test('has the defaults of the contract when nothing is given', () => {
     logLevel: 'info',
     logFormat: 'json',
     traceBuffer: 256,
+    workers: 1,
   });
 });
 
@@ -579,19 +580,10 @@ describe('options that contradict each other', () => {
   });
 });
 
-describe('what is not built yet is refused, and never accepted and ignored', () => {
-  test.each<[name: string, value: string, instead: string]>([['workers', 'auto', '1']])(
-    '--%s %s',
-    (name, value, instead) => {
-      expect(errorsOf({ flags: { [name]: value } })).toEqual([
-        `--${name} ${value} is not available yet in this version; use --${name} ${instead}`,
-      ]);
-      expect(errorsOf({ env: { [envName(name)]: value } })).toEqual([
-        `${envName(name)}=${value} is not available yet in this version; use ${envName(name)}=${instead}`,
-      ]);
-      expect(errorsOf({ flags: { [name]: instead } })).toEqual([]);
-    },
-  );
+test.each(['0', '257', 'many', '-1', '1.5'])('--workers %s is refused', (workers) => {
+  expect(errorsOf({ flags: { workers } })).toEqual([
+    `--workers ${workers}: must be auto, or a whole number from 1 to 256`,
+  ]);
 });
 
 test('starts as localhost where the machine has no proper name', () => {
