@@ -140,7 +140,7 @@ export class MessageHistory {
     return null;
   }
 
-  /** A later command has come. What the upstream will not repeat needs no entry. */
+  /** A command has come that was sent after the reply. What the upstream will not repeat needs no entry. */
   confirmed(): void {
     if (this.#told !== null && replyClass(this.#told.reply) !== 4) this.#forgetAll(this.#told.recipients);
     this.#told = null;
