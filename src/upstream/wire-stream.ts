@@ -33,6 +33,8 @@ export class WireStream extends SMTPStream {
   #full = false;
   #body: BodySink | null = null;
   #waiting = false;
+  /** The message is being answered: with commands sent ahead held here, the socket is still seen to end. */
+  #ending = false;
   #running = false;
 
   /** The next bytes are a message. Call it from within a command, before its callback. */
@@ -56,7 +58,7 @@ export class WireStream extends SMTPStream {
     this.octets += chunk.length;
     this.#run();
     // A client that waits for our reply sends nothing more: stopping its socket for that would be work for nothing.
-    this.#full = this.#waiting && this.#input.length > 0;
+    this.#full = this.#waiting && this.#input.length > (this.#ending ? MAX_COMMAND_OCTETS : 0);
     return !this.#full;
   }
 
@@ -109,7 +111,13 @@ export class WireStream extends SMTPStream {
     }
     this.#input = chunk.subarray(end);
     this.#body = null;
-    this.#wait((resume) => body.end(resume));
+    this.#ending = true;
+    this.#wait((resume) =>
+      body.end(() => {
+        this.#ending = false;
+        resume();
+      }),
+    );
   }
 
   #refuse(reason: 'bare-lf' | 'line-too-long'): true {
