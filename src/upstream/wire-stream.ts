@@ -58,8 +58,12 @@ export class WireStream extends SMTPStream {
     this.octets += chunk.length;
     this.#run();
     // A client that waits for our reply sends nothing more: stopping its socket for that would be work for nothing.
-    this.#full = this.#waiting && this.#input.length > (this.#ending ? MAX_COMMAND_OCTETS : 0);
+    this.#full = this.#holdsEnough;
     return !this.#full;
+  }
+
+  get #holdsEnough(): boolean {
+    return this.#waiting && this.#input.length > (this.#ending ? MAX_COMMAND_OCTETS : 0);
   }
 
   /** At FIN an unterminated command is no command. */
@@ -74,7 +78,7 @@ export class WireStream extends SMTPStream {
     } finally {
       this.#running = false;
     }
-    if (this.#waiting || !this.#full) return;
+    if (!this.#full || (this.#waiting && !this.#ending) || this.#holdsEnough) return;
     this.#full = false;
     this.emit('drain');
   }
