@@ -115,6 +115,8 @@ export class Upstream {
     const replies: string[] = [];
     for (const line of commands) replies.push(pipelined ? await client.reply() : await client.command(line));
     if (replies.includes('closed')) return null;
+    // What is said to RCPT then is of no sender.
+    if (!replies[0]!.startsWith('2')) return [];
     const answers = left.map((each, nth) => [each, replies[nth + 1]!] as const);
     for (const [each, reply] of answers) if (reply.startsWith('5')) final.set(each, reply);
     return answers.filter(([, reply]) => reply.startsWith('2')).map(([each]) => each);
