@@ -4,9 +4,10 @@
 //   3. body bytes run to all legs in step; whatever goes wrong here drops all of them without a dot;
 //   4. the upstream's real end of data lets the dots out; the verdict on the replies is the one reply it gets.
 // Owns its legs. Every end goes through #end(), which releases them, counts, and writes the one log line.
+import { leastTrustedFirst } from '../downstream/dot-order.ts';
 import { FanOut } from '../downstream/fan-out.ts';
 import { Leg, type LegDeps } from '../downstream/leg.ts';
-import type { Outcome } from '../downstream/outcome.ts';
+import { isWithheld, type Outcome } from '../downstream/outcome.ts';
 import { MessageHistory } from '../ledger/message-history.ts';
 import type { TransactionResult } from '../metrics.ts';
 import { type NextHop, type RouteResult, refusalOfRoute } from '../routing/routes.ts';
@@ -76,6 +77,10 @@ export class Transaction {
   /** Legs whose next hop may have this message from before, and what came of it until the header tells. */
   #held: { legs: readonly Leg[]; pieces: Buffer[] } | null = null;
   #upstreamGone = false;
+  /** It sends no more. */
+  #upstreamEnded = false;
+  /** Who gets the dot, once it is due. */
+  #due: readonly Recipient[] = [];
   #state: State = { name: 'envelope' };
   /** Set when the message can no longer be delivered; the rest of it is read and dropped. */
   #refusal: Verdict | null = null;
@@ -212,6 +217,7 @@ export class Transaction {
       dataTimeoutMs: config.dataTimeoutMs,
       ackTimeoutMs: config.ackTimeoutMs,
       independent: this.#hasFallback && room,
+      order: config.dots === 'ordered' && !this.#hasFallback ? (all) => leastTrustedFirst(all, now()) : null,
       // Kept on disk, an outcome is as good as known.
       onAnswer: ledger.isKept ? (leg, outcomes) => this.#history.settled(zip(leg, outcomes)) : null,
       now,
@@ -306,9 +312,10 @@ export class Transaction {
     if (this.#held !== null) await this.#letGo();
     if (this.#refusal === null && !this.#history.isSame())
       this.#giveUp({ reply: notTheSame(), result: 'deferred' });
-    if (this.#refusal === null && fanOut.legs.length > 1) {
-      const recipients = fanOut.legs.flatMap((leg) => leg.recipients);
-      await this.#history.intend(recipients, body);
+    if (this.#refusal === null) {
+      this.#due = fanOut.legs.flatMap((leg) => leg.recipients);
+      if (fanOut.legs.length > 1) await this.#history.intend(this.#due, body);
+      if (this.#upstreamEnded) this.mayBeGone();
     }
     const teed = this.#refusal === null ? this.#teeTakes(this.#last) : null;
     const outcomes = this.#refusal === null ? await fanOut.finish(this.#last) : null;
@@ -333,13 +340,16 @@ export class Transaction {
     if (this.#state.name === 'body') {
       this.#upstreamGone = true;
       const { fanOut, body } = this.#state;
-      if (fanOut.dotsSent) {
-        const recipients = fanOut.legs.flatMap((leg) => leg.recipients);
-        return this.#history.pend(recipients, body);
-      }
+      if (fanOut.dotsSent) return this.#history.pend(this.#due, body);
       this.#giveUp({ reply: transactionAborted(), result: 'aborted' });
     }
     this.#end(this.#refusal?.result ?? this.#record.resultWithoutMessage, null, {});
+  }
+
+  /** The upstream has ended its side after the message: it may wait for the reply, or send the message again now. */
+  mayBeGone(): void {
+    this.#upstreamEnded = true;
+    if (this.#state.name === 'body') this.#history.pend(this.#due, this.#state.body);
   }
 
   /** The upstream has sent another command: it knows what became of the message. */
@@ -473,6 +483,11 @@ export class Transaction {
       results.push({ recipient, nextHop: this.#records.get(recipient)!.nextHop, outcome });
     }
     const decision = await this.#decide(all, results, legs.length);
+    for (const { recipient, outcome } of results) {
+      if (outcome === null || !isWithheld(outcome)) continue;
+      this.#records.get(recipient)!.withheldFor(decision.reply);
+      this.#deps.metrics.recipientsWithheld.inc();
+    }
     const kept = this.#history.told(decision.reply, results, body, this.#upstreamGone);
     if (kept !== null) await kept;
     return decision;

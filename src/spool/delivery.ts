@@ -81,6 +81,7 @@ async function sendBody(leg: Leg, body: Delivery['body'], deps: DeliveryDeps): P
     dataTimeoutMs: deps.dataTimeoutMs,
     ackTimeoutMs: deps.ackTimeoutMs,
     independent: false,
+    order: null,
     onAnswer: null,
     now: deps.leg.now,
     standstill,

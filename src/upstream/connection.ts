@@ -107,6 +107,8 @@ export class UpstreamConnection extends SMTPConnection {
   #transaction: MailTransaction | null = null;
   /** The last one to be answered, while no command has shown that the client has read the answer. */
   #unconfirmed: MailTransaction | null = null;
+  /** So many octets the client had sent before it was answered: Postfix and Exim send QUIT with the dot. */
+  #sentAhead = 0;
   #draining = false;
   /** After a refused DATA the next lines may be a body that was sent regardless. */
   #refusedData = false;
@@ -227,8 +229,7 @@ export class UpstreamConnection extends SMTPConnection {
     if (this._upgrading || this._closing) return resume();
     if (!this._ready) return this.#onEarlyCommand(line, resume);
     this.#patience.lift();
-    this.#unconfirmed?.confirmed();
-    this.#unconfirmed = null;
+    this.#confirm();
     const text = decodeCommandLine(line);
     const verb = text === null ? '' : (/^[A-Za-z]+/.exec(text)?.[0] ?? '').toUpperCase();
     const next = () => this.#nextCommand(resume);
@@ -385,12 +386,21 @@ export class UpstreamConnection extends SMTPConnection {
   async #onEndOfData(transaction: MailTransaction, resume: Resume): Promise<void> {
     this.#patience.lift();
     // Its FIN means that it sends no more, and not that it has gone: Exim waits for the answers behind QUIT and FIN.
+    // And one that waits no longer, and is going to send the message again, looks the same.
     const socket = this._socket;
     socket.allowHalfOpen = true;
-    const reply = await transaction.finish().catch((error: unknown) => this.#bug(error));
+    const onEnd = () => transaction.mayBeGone();
+    const finished = transaction.finish().catch((error: unknown) => this.#bug(error));
+    if (socket.readableEnded) onEnd();
+    else socket.once('end', onEnd);
+    const reply = await finished;
+    socket.off('end', onEnd);
     this.#forgetTransaction();
     if (this._closing || this._closed) return transaction.vanished();
+    this.#confirm();
+    this.#unconfirmed?.vanished();
     this.#unconfirmed = transaction;
+    this.#sentAhead = (this._parser as WireStream).octets + socket.readableLength;
     this.#answer('DATA', reply, () => {
       this.#nextCommand(resume);
       if (socket.readableEnded) socket.end();
@@ -537,6 +547,13 @@ export class UpstreamConnection extends SMTPConnection {
   #onImpatient(): void {
     if (this._upgrading) this.#top.destroy();
     else this.#say('', replies.timeout());
+  }
+
+  /** What was sent after the answer shows that it was read. */
+  #confirm(): void {
+    if (this.#unconfirmed === null || (this._parser as WireStream).dealtWith <= this.#sentAhead) return;
+    this.#unconfirmed.confirmed();
+    this.#unconfirmed = null;
   }
 
   #endTransaction(): void {

@@ -25,17 +25,26 @@ export class WireStream extends SMTPStream {
 
   /** How many chunks have come: two commands with the same count came in one. */
   chunks = 0;
+  /** How many octets have come. */
+  octets = 0;
 
   #input: Buffer = NOTHING;
   /** The socket waits for 'drain'. */
   #full = false;
   #body: BodySink | null = null;
   #waiting = false;
+  /** The message is being answered: with commands sent ahead held here, the socket is still seen to end. */
+  #ending = false;
   #running = false;
 
   /** The next bytes are a message. Call it from within a command, before its callback. */
   startBody(sink: BodySink): void {
     this.#body = sink;
+  }
+
+  /** Of `octets`, up to the end of the command or message being worked on. */
+  get dealtWith(): number {
+    return this.octets - this.#input.length;
   }
 
   /** Whether more has come than the command being worked on. */
@@ -46,10 +55,15 @@ export class WireStream extends SMTPStream {
   override write(chunk: Buffer): boolean {
     this.#input = this.#input.length === 0 ? chunk : Buffer.concat([this.#input, chunk]);
     this.chunks++;
+    this.octets += chunk.length;
     this.#run();
     // A client that waits for our reply sends nothing more: stopping its socket for that would be work for nothing.
-    this.#full = this.#waiting && this.#input.length > 0;
+    this.#full = this.#holdsEnough;
     return !this.#full;
+  }
+
+  get #holdsEnough(): boolean {
+    return this.#waiting && this.#input.length > (this.#ending ? MAX_COMMAND_OCTETS : 0);
   }
 
   /** At FIN an unterminated command is no command. */
@@ -64,7 +78,7 @@ export class WireStream extends SMTPStream {
     } finally {
       this.#running = false;
     }
-    if (this.#waiting || !this.#full) return;
+    if (!this.#full || (this.#waiting && !this.#ending) || this.#holdsEnough) return;
     this.#full = false;
     this.emit('drain');
   }
@@ -101,7 +115,13 @@ export class WireStream extends SMTPStream {
     }
     this.#input = chunk.subarray(end);
     this.#body = null;
-    this.#wait((resume) => body.end(resume));
+    this.#ending = true;
+    this.#wait((resume) =>
+      body.end(() => {
+        this.#ending = false;
+        resume();
+      }),
+    );
   }
 
   #refuse(reason: 'bare-lf' | 'line-too-long'): true {

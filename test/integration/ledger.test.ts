@@ -3,9 +3,11 @@
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import fc from 'fast-check';
 import { afterEach, describe, expect, it } from 'vitest';
 import type { Options } from '../../src/app.ts';
+import type { Client } from '../support/client.ts';
 import { startProxy, startProxyOnly, type TestProxy, until } from '../support/proxy.ts';
 import type { Act, SinkOptions } from '../support/sink.ts';
 
@@ -190,6 +192,37 @@ describe('when the upstream vanishes', () => {
     expect(copies()).toEqual([1]);
   });
 
+  it.each<[string, string, (client: Client) => void]>([
+    ['closes its end', '', (client) => client.destroy()],
+    ['closes its end, behind a QUIT sent ahead,', 'QUIT\r\n', (client) => client.destroy()],
+    ['resets, behind a QUIT sent ahead,', 'QUIT\r\n', (client) => client.reset()],
+  ])('%s and tries again before the answer has come, it is told to wait', async (_how, ahead, go) => {
+    const slowly = { act: 'delay', ms: 300, next: '250 2.0.0 ok' } as const;
+    proxy = await startProxy([{ script: { dot: slowly } }, {}]);
+    const client = await proxy.client();
+    await client.envelope(SENDER, TWO);
+    client.write(`${MESSAGE}.\r\n${ahead}`);
+    await until(() => proxy.sinks.every((sink) => sink.sessions[0]?.sawDot));
+    go(client);
+    expect(await send(TWO)).toMatch(/^451 4\.4\.5/);
+    await until(() => proxy.transactions().some(({ result }) => result === 'delivered'));
+    expect(await send(TWO)).toMatch(/^250/);
+    expect(copies()).toEqual([1, 1]);
+  });
+
+  it('closes its end, and its message is delivered to nobody, nothing is kept', async () => {
+    proxy = await startProxy([{}, { stopReadingAfter: 1_000 }]);
+    const client = await proxy.client();
+    await client.envelope(SENDER, TWO);
+    client.write(`${MESSAGE}${'x'.repeat(900)}\r\n`.repeat(8_000));
+    client.write('.\r\n');
+    client.socket.end();
+    expect(await client.reply()).toMatch(/^451 4\.4\.2/);
+    await until(() => proxy.transactions().length === 1);
+    expect(await entries()).toBe(0);
+    expect(copies()).toEqual([0, 0]);
+  });
+
   it('after the reply and before any other command, the message is not delivered again', async () => {
     proxy = await startProxy([{}, {}]);
     const client = await proxy.client();
@@ -214,6 +247,39 @@ describe('when the upstream vanishes', () => {
       expect(copies()).toEqual([2]);
     },
   );
+
+  it.each<[string, readonly string[]]>([
+    ['with its dot', [`${MESSAGE}.\r\nQUIT\r\n`]],
+    ['right behind its dot', [`${MESSAGE}.\r\n`, 'QUIT\r\n']],
+    ['behind others, with its dot', [`${MESSAGE}.\r\nNOOP\r\n`, 'NOOP\r\n', 'QUIT\r\n']],
+  ])('a QUIT that it sent %s does not show that it has read the reply', async (_how, chunks) => {
+    const slowly = { act: 'delay', ms: 150, next: '250 2.0.0 ok' } as const;
+    proxy = await startProxy([{ script: { dot: slowly } }]);
+    const client = await proxy.client();
+    await client.envelope(SENDER, ['u@a.example']);
+    for (const chunk of chunks) {
+      client.write(chunk);
+      await sleep(20);
+    }
+    await until(() => proxy.transactions().length === 1);
+    await until(() => client.closed);
+    expect(await entries()).toBe(1);
+    expect(await send(['u@a.example'])).toMatch(/^250/);
+    expect(copies()).toEqual([1]);
+  });
+
+  it('the next message shows that it has read the reply, however early it sent the envelope', async () => {
+    proxy = await startProxy([{}]);
+    const client = await proxy.client();
+    await client.envelope(SENDER, ['u@a.example']);
+    client.write(`${MESSAGE}.\r\nMAIL FROM:<${SENDER}>\r\nRCPT TO:<u@a.example>\r\nDATA\r\n`);
+    for (const code of [250, 250, 250, 354]) expect(await client.reply()).toMatch(new RegExp(`^${code}`));
+    client.write(`X: other\r\n${MESSAGE}.\r\n`);
+    expect(await client.reply()).toMatch(/^250/);
+    await client.command('QUIT');
+    expect(await entries()).toBe(0);
+    expect(copies()).toEqual([2]);
+  });
 
   it('where nobody has the message, nothing is kept', async () => {
     const slowly = { act: 'delay', ms: 100, next: '451 4.3.0 later' } as const;

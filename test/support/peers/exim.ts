@@ -2,7 +2,7 @@
 // root for a configuration that isn't the built-in one anyway.
 import { chmod, chown, copyFile, mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type Owner, temporaryDirectory } from '../tools.ts';
+import { type Owner, run, temporaryDirectory } from '../tools.ts';
 import { Daemon, quietPort } from './daemon.ts';
 import { programOf } from './installed.ts';
 import { Maildir } from './maildir.ts';
@@ -26,10 +26,12 @@ export class Exim {
   readonly port: number;
   readonly daemon: Daemon;
   readonly mailbox: Maildir;
+  readonly #directory: string;
 
   private constructor(port: number, daemon: Daemon, directory: string) {
     this.port = port;
     this.daemon = daemon;
+    this.#directory = directory;
     this.mailbox = new Maildir(join(directory, 'mail'));
   }
 
@@ -55,6 +57,21 @@ export class Exim {
     const args = ['-C', configuration, '-bdf', '-q1m'];
     const daemon = await Daemon.start({ command, args, ports: [port], logDirectory, owner: options.owner });
     return new Exim(port, daemon, directory);
+  }
+
+  /** How many messages are in the queue. */
+  async queued(): Promise<number> {
+    return Number(await this.#run('-bpc'));
+  }
+
+  /** Has all that is in the queue tried now, whatever its retry times say. */
+  async flush(): Promise<void> {
+    await this.#run('-qff');
+  }
+
+  async #run(flag: string): Promise<string> {
+    const command = join(this.#directory, 'exim');
+    return (await run(command, ['-C', join(this.#directory, 'exim.conf'), flag])).output;
   }
 }
 
