@@ -2,7 +2,7 @@
 // root for a configuration that isn't the built-in one anyway.
 import { chmod, chown, copyFile, mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type Owner, temporaryDirectory } from '../tools.ts';
+import { type Owner, type Ran, run, temporaryDirectory } from '../tools.ts';
 import { Daemon, quietPort } from './daemon.ts';
 import { programOf } from './installed.ts';
 import { Maildir } from './maildir.ts';
@@ -26,10 +26,14 @@ export class Exim {
   readonly port: number;
   readonly daemon: Daemon;
   readonly mailbox: Maildir;
+  readonly #directory: string;
+  readonly #owner: Owner | undefined;
 
-  private constructor(port: number, daemon: Daemon, directory: string) {
+  private constructor(port: number, daemon: Daemon, directory: string, owner: Owner | undefined) {
     this.port = port;
     this.daemon = daemon;
+    this.#directory = directory;
+    this.#owner = owner;
     this.mailbox = new Maildir(join(directory, 'mail'));
   }
 
@@ -54,7 +58,22 @@ export class Exim {
     await chmod(command, 0o755);
     const args = ['-C', configuration, '-bdf', '-q1m'];
     const daemon = await Daemon.start({ command, args, ports: [port], logDirectory, owner: options.owner });
-    return new Exim(port, daemon, directory);
+    return new Exim(port, daemon, directory, options.owner);
+  }
+
+  /** How many messages are in its queue. */
+  async queued(): Promise<number> {
+    return Number((await this.#exim('-bpc')).output);
+  }
+
+  /** Has all that is in the queue tried now; settles when it has been. */
+  async flush(): Promise<void> {
+    await this.#exim('-qff');
+  }
+
+  #exim(flag: string): Promise<Ran> {
+    const [command, configuration] = ['exim', 'exim.conf'].map((name) => join(this.#directory, name));
+    return run(command!, ['-C', configuration!, flag], '', this.#owner);
   }
 }
 
