@@ -42,12 +42,15 @@ export type { Route, StaticHost } from './route-option.ts';
 type Mode = 'cut-through' | 'fast-path' | 'spool';
 type Fallback = 'none' | 'fast-path' | 'spool';
 type MixedPolicy = 'fail' | 'split' | 'spool';
+type Dots = 'together' | 'ordered';
 export type ForwardClient = 'none' | 'xclient' | 'xforward' | 'proxy';
 
 export type Config = Readonly<{
   mode: Mode;
   fallback: Fallback;
   mixed: MixedPolicy;
+  /** With "ordered", `mode` is cut-through (at the start), `mixed` fail and `fallback` none. */
+  dots: Dots;
   listen: readonly ListenAddress[];
   /** null = `--http off`. */
   http: HostPort | null;
@@ -356,26 +359,42 @@ function contradictions(values: Partial<OptionValues>, label: (name: OptionName)
 }
 
 function aboutModes(values: Partial<OptionValues>, label: (name: OptionName) => string): string[] {
-  const { mode, fallback, mixed, disableFastPathWhen = [], spoolDir, ledgerDir } = values;
+  const { mode, fallback, mixed, dots, disableFastPathWhen = [], spoolDir, ledgerDir } = values;
   const found: string[] = [];
   if (spoolDir !== undefined && ledgerDir && resolve(ledgerDir) === resolve(spoolDir))
     found.push(
       `${label('ledger-dir')} ${ledgerDir}: is the spool's directory; give the ledger one of its own`,
     );
-  const cutThroughOnly = (name: 'fallback' | 'mixed', value: string) => {
+  const cutThroughOnly = (name: 'fallback' | 'mixed' | 'dots', value: string) => {
     const instead = `leave it out, or use ${lastWord(label('mode'))} cut-through`;
     found.push(`${label(name)} ${value}: has no use in mode ${mode}, which queues by itself; ${instead}`);
   };
   if (mode === 'fast-path' || mode === 'spool') {
     if (fallback !== undefined && fallback !== 'none') cutThroughOnly('fallback', fallback);
     if (mixed === 'spool' || mixed === 'split') cutThroughOnly('mixed', mixed);
-  }
+    if (dots === 'ordered') cutThroughOnly('dots', dots);
+  } else if (dots === 'ordered') found.push(...uselessDots({ fallback, mixed }, label));
   for (const [index, { kind }] of disableFastPathWhen.entries()) {
     if (disableFastPathWhen.findIndex((other) => other.kind === kind) < index) {
       found.push(`${label('disable-fast-path-when')} ${kind}: this condition is there twice; keep one`);
     }
   }
   return found;
+}
+
+/** Where the queue has what others miss, withholding it only delays it; and one destination has nobody to wait for. */
+function uselessDots(
+  { fallback = 'none', mixed = 'fail' }: Partial<OptionValues>,
+  label: (name: OptionName) => string,
+): string[] {
+  const useless = (why: string) =>
+    `${label('dots')} ordered: has no use with ${why}; leave it out, or use ${lastWord(label('mixed'))} fail ` +
+    `and ${lastWord(label('fallback'))} none`;
+  if (fallback !== 'none')
+    return [useless(`${label('fallback')} ${fallback}, which queues what a destination misses`)];
+  if (mixed === 'spool') return [useless(`${label('mixed')} spool, which queues what a destination misses`)];
+  if (mixed === 'split') return [useless(`${label('mixed')} split, which has one destination at a time`)];
+  return [];
 }
 
 function aboutTlsAndAddresses(values: Partial<OptionValues>, label: (name: OptionName) => string): string[] {

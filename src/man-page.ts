@@ -150,7 +150,7 @@ const AFTER_OPTIONS: readonly string[] = [
   ),
   ...roff(
     'Of a leg: connect, attempt-failed, connected, reused, unreachable, mail, mail-reply, rcpt, rcpt-reply, data, ' +
-      'data-reply, end-of-data, reply, lost.',
+      'data-reply, end-of-data, reply, reset, withheld, lost.',
   ),
   '.SH EXAMPLES',
   '.nf',

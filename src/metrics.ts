@@ -166,6 +166,10 @@ export function createMetrics(info: { version: string; mode: string; fallback: s
       'duplicates_suppressed_total',
       'Recipients not sent a message again that they had.',
     ),
+    recipientsWithheld: counter(
+      'recipients_withheld_total',
+      'Recipients not sent a message that another next hop had not accepted (--dots ordered).',
+    ),
     dsn: counterBy(
       'dsn_total',
       'Delivery status notifications, by kind.',

@@ -96,6 +96,13 @@ export const OPTIONS = {
     'cut-through: several destinations, some accepted and some not, after the final dot',
   ),
 
+  dots: one(
+    'dots',
+    choice(['together', 'ordered']),
+    'together',
+    'final dots of several destinations: at once, or one after another until the first refusal',
+  ),
+
   listen: {
     ...many(
       'listen',

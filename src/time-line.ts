@@ -32,6 +32,8 @@ export type LegEvent =
   | 'reply'
   /** The next hop has the message already. */
   | 'reset'
+  /** No dot: another next hop had not accepted the message (--dots ordered). */
+  | 'withheld'
   | 'lost';
 type What = UpstreamEvent | LegEvent;
 

@@ -197,6 +197,8 @@ function describe(event: TraceEvent, trace: Trace, naming: boolean): Said {
       return said(`given up: ${text}`, 'red');
     case 'reset':
       return said('RSET: has the message from an earlier try');
+    case 'withheld':
+      return said('dropped without a dot: another next hop did not accept', 'yellow');
     case 'lost':
       return said(`lost: ${text || 'connection closed'}`, 'red');
     default:

@@ -18,6 +18,7 @@ export class RecipientRecord {
   nextHop = '';
   outcome: '' | 'accepted' | 'rejected' | 'deferred' | 'suppressed' = '';
   reply: number | null = null;
+  withheld?: true;
 
   constructor(address: string, nth: number) {
     this.address = address;
@@ -38,6 +39,12 @@ export class RecipientRecord {
   suppressed(fate: NonNullable<Fate>): void {
     this.outcome = 'suppressed';
     this.reply = fate.kind === 'lost' ? null : fate.reply.code;
+  }
+
+  /** Not tried, since another recipient's next hop had not accepted the message: it shares what the upstream is told. */
+  withheldFor(answer: Answer): void {
+    this.answered(answer);
+    this.withheld = true;
   }
 
   /** What is not known is for the upstream, or for the queue, to try again. */

@@ -5,9 +5,10 @@
 //   4. the upstream's real end of data lets the dots out; the verdict on the replies is the one reply it gets, or (LMTP,
 //      PRDR) each recipient's own.
 // Owns its legs. Every end goes through #end(), which releases them, counts, and writes the one log line.
+import { leastTrustedFirst } from '../downstream/dot-order.ts';
 import { FanOut } from '../downstream/fan-out.ts';
 import { Leg, type LegDeps } from '../downstream/leg.ts';
-import type { Outcome } from '../downstream/outcome.ts';
+import { isWithheld, type Outcome } from '../downstream/outcome.ts';
 import { MessageHistory } from '../ledger/message-history.ts';
 import type { TransactionResult } from '../metrics.ts';
 import { type NextHop, type RouteResult, refusalOfRoute } from '../routing/routes.ts';
@@ -211,6 +212,10 @@ export class Transaction {
       dataTimeoutMs: config.dataTimeoutMs,
       ackTimeoutMs: config.ackTimeoutMs,
       independent: this.#hasFallback && room,
+      // Where each recipient is told its own outcome, none has to be withheld from the others.
+      ...(config.dots === 'ordered' && !this.#hasFallback && !this.#tellsEach
+        ? { order: (all) => leastTrustedFirst(all, now()) }
+        : {}),
       // Kept on disk, an outcome is as good as known.
       ...(ledger.isKept ? { onAnswer: (leg, outcomes) => this.#history.settled(zip(leg, outcomes)) } : {}),
       now,
@@ -484,6 +489,11 @@ export class Transaction {
       results.push({ recipient, nextHop: this.#records.get(recipient)!.nextHop, outcome });
     }
     const decision = await this.#decide(all, results, legs.length);
+    for (const { recipient, outcome } of results) {
+      if (outcome === null || !isWithheld(outcome)) continue;
+      this.#records.get(recipient)!.withheldFor(decision.reply);
+      this.#deps.metrics.recipientsWithheld.inc();
+    }
     const kept = this.#history.told(decision, results, body, this.#upstreamGone);
     if (kept !== null) await kept;
     return decision;

@@ -1,7 +1,7 @@
 // From what became of each recipient to the one reply that the upstream gets (INTERFACE.md's table; claims 22 and 23).
 // Pure. A 250 means that every recipient's next hop said 2xx to its own final dot; whatever is in doubt is a 4xx,
 // since then the upstream still has the message (RFC 5321 §6.1).
-import { type Outcome, replyTo } from '../downstream/outcome.ts';
+import { isWithheld, type Outcome, replyTo } from '../downstream/outcome.ts';
 import type { TransactionResult } from '../metrics.ts';
 import type { Recipient } from '../smtp/envelope.ts';
 import { delivered, legLost, mixed, type Reply } from '../smtp/reply.ts';
@@ -19,7 +19,10 @@ export type Verdict = Readonly<{
  */
 export function verdict(outcomes: readonly Outcome[], legs: number): Verdict {
   const accepted = outcomes.filter((outcome) => outcome.kind === 'accepted');
-  const temporary = outcomes.find((outcome) => outcome.kind === 'deferred' || outcome.kind === 'lost');
+  // One that was withheld says nothing: while nobody has the message, a refusal is the answer for all, as at DATA. Once
+  // somebody has, the retry can still reach it.
+  const judged = outcomes.filter((outcome) => accepted.length > 0 || !isWithheld(outcome));
+  const temporary = judged.find((outcome) => outcome.kind === 'deferred' || outcome.kind === 'lost');
   const rejected = outcomes.find((outcome) => outcome.kind === 'rejected');
   const failure = temporary ?? rejected;
   if (failure === undefined) {
@@ -29,8 +32,10 @@ export function verdict(outcomes: readonly Outcome[], legs: number): Verdict {
   const result = temporary === undefined ? 'rejected' : 'deferred';
   // Claim 23: 5xx only where every failure is permanent.
   if (accepted.length === 0) return { reply: replyTo(failure), result };
-  const counts = { accepted: accepted.length, total: outcomes.length, temporary: temporary !== undefined };
-  return { reply: mixed(counts), result: 'mixed' };
+  return {
+    reply: mixed({ accepted: accepted.length, total: outcomes.length, temporary: temporary !== undefined }),
+    result: 'mixed',
+  };
 }
 
 /** The reply to DATA when not every next hop answered 354 (the others have been dropped). */

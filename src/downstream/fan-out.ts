@@ -2,7 +2,8 @@
 // The slowest leg sets the pace: write() tells the caller to wait. No leg gets its dot before every leg has taken all
 // body bytes. When a leg is lost, stalls or speaks before that, all are dropped without a dot, so nobody has the
 // message; `failure` then says why, and later calls do nothing. Where a buffer keeps the message for those who miss it
-// (`independent`), only that leg is dropped, and the others go on.
+// (`independent`), only that leg is dropped, and the others go on. With an `order` the dots go out one after another, as
+// long as every answer is an acceptance.
 
 import { END_OF_DATA } from '../smtp/wire.ts';
 import type { FailureCause } from './health.ts';
@@ -14,6 +15,8 @@ export type FanOutDeps = Readonly<{
   ackTimeoutMs: number;
   /** A lost leg costs the others nothing, since its recipients' copies come from a buffer later. */
   independent?: boolean;
+  /** --dots ordered: which leg is asked first. Without it all get their dots at once. */
+  order?: (legs: readonly Leg[]) => readonly Leg[];
   /** What each leg's next hop says to its dot, as soon as it does. */
   onAnswer?: (leg: Leg, outcomes: readonly Outcome[]) => void;
   now: () => number;
@@ -34,7 +37,7 @@ export class FanOut {
 
   readonly legs: Leg[] = [];
   readonly #deps: FanOutDeps;
-  /** The independent legs that are no more. */
+  /** The independent legs that are no more, and those lost while they waited for their dots. */
   readonly #lost = new Map<Leg, Outcome>();
   #dotsSent = false;
   #idleSince: number;
@@ -51,7 +54,8 @@ export class FanOut {
     for (const leg of legs) {
       this.legs.push(leg);
       void leg.spokeEarly().then((outcome) => {
-        if (!this.#dotsSent) this.#fail(leg, outcome);
+        // Once its own dot is out, what it says is the answer to that.
+        if (leg.phase === 'body') this.#fail(leg, outcome);
       });
     }
   }
@@ -85,6 +89,8 @@ export class FanOut {
     if (this.failure !== null) return null;
     this.#dotsSent = true;
     if (only !== undefined && others.length === 0) return [await this.#dot(only, last)];
+    const { order } = this.#deps;
+    if (order !== undefined) return await this.#dotsInTurn(order(this.legs));
     return await Promise.all(this.legs.map((leg) => this.#dot(leg, null)));
   }
 
@@ -98,10 +104,33 @@ export class FanOut {
     for (const leg of this.legs) leg.drop();
   }
 
-  #dot(leg: Leg, last: Buffer | null): readonly Outcome[] | Promise<readonly Outcome[]> {
+  /**
+   * Gives the outcomes in the order of `legs`. All answers share one --ack-timeout, for the upstream waits no longer for
+   * them than for one; too little of it left would make an unknown outcome of what can still be withheld.
+   */
+  async #dotsInTurn(order: readonly Leg[]): Promise<readonly (readonly Outcome[])[]> {
+    const { ackTimeoutMs, now } = this.#deps;
+    const end = now() + ackTimeoutMs;
+    const outcomes = new Map<Leg, readonly Outcome[]>();
+    let goesOn = true;
+    for (const leg of order) {
+      const leftMs = end - now();
+      goesOn &&= leftMs >= ackTimeoutMs / 2;
+      const answer: readonly Outcome[] = goesOn ? await this.#dot(leg, null, leftMs) : leg.withhold();
+      goesOn &&= answer.every(({ kind }) => kind === 'accepted');
+      outcomes.set(leg, answer);
+    }
+    return this.legs.map((leg) => outcomes.get(leg)!);
+  }
+
+  #dot(
+    leg: Leg,
+    last: Buffer | null,
+    ackTimeoutMs = this.#deps.ackTimeoutMs,
+  ): readonly Outcome[] | Promise<readonly Outcome[]> {
     const lost = this.#lost.get(leg);
     if (lost !== undefined) return leg.recipients.map(() => lost);
-    const { ackTimeoutMs, onAnswer } = this.#deps;
+    const { onAnswer } = this.#deps;
     const finished = leg.finish(last, ackTimeoutMs, this.bytesOut / this.legs.length);
     if (onAnswer === undefined) return finished;
     return finished.then((outcomes) => {
@@ -149,7 +178,7 @@ export class FanOut {
   #fail(leg: Leg, outcome: Outcome, cause?: FailureCause): void {
     if (this.failure !== null || this.#lost.has(leg)) return;
     leg.failedInBody(outcome, cause);
-    if (this.#deps.independent) {
+    if (this.#deps.independent || this.#dotsSent) {
       this.#lost.set(leg, outcome);
       return leg.drop();
     }

@@ -64,6 +64,14 @@ export class HopHealth {
     this.#count('failed', nowMs);
   }
 
+  /** How little is to be expected of it; `share`: of the last five minutes' messages those that it did not take. */
+  doubt(nowMs: number): Readonly<{ inARow: number; share: number }> {
+    this.#advance(nowMs);
+    const bad = this.#sum('refused') + this.#sum('failed');
+    const all = bad + this.#sum('delivered');
+    return { inARow: this.consecutiveFailures, share: all === 0 ? 0 : bad / all };
+  }
+
   describe(nowMs: number, details: boolean) {
     this.#advance(nowMs);
     const age = (sinceMs: number) => Math.max(0, Math.round(nowMs - sinceMs));

@@ -11,7 +11,7 @@ import { brief, inFull, type LegEvent, type TimeLine } from '../time-line.ts';
 import { type ConnectDeps, type ConnectWatch, type Opened, openSession } from './connect.ts';
 import { type Introduction, introductionTo, xforwardCommands } from './forward-client.ts';
 import type { FailureCause, FailurePhase, HopHealth, NextHopHealth } from './health.ts';
-import { type Outcome, outcomeOf } from './outcome.ts';
+import { type Outcome, outcomeOf, withheldFrom } from './outcome.ts';
 import type { KeptSession, SessionPool } from './pool.ts';
 import { isPrdr, judged } from './prdr.ts';
 import type { DownstreamSession, Exchange } from './session.ts';
@@ -34,7 +34,7 @@ export class Leg {
   /** The recipients that the next hop has accepted, in the order of its replies. */
   readonly recipients: Recipient[] = [];
   /** Where the leg is, for /status and the log. */
-  phase: 'connect' | 'envelope' | 'data' | 'body' | 'dot' | 'done' = 'connect';
+  phase: 'connect' | 'envelope' | 'data' | 'body' | 'dot' | 'withheld' | 'done' = 'connect';
 
   readonly #submission: Submission;
   readonly #deps: LegDeps;
@@ -98,6 +98,10 @@ export class Leg {
 
   get unsentBytes(): number {
     return this.session?.unsentBytes ?? 0;
+  }
+
+  get health(): HopHealth {
+    return this.#health;
   }
 
   /** MAIL (once) and RCPT at the next hop; the reply is what the upstream gets for its RCPT. Never rejects. */
@@ -235,6 +239,13 @@ export class Leg {
   /** MAIL had PRDR. */
   get #asksEach(): boolean {
     return this.#submission.sender.params.prdr === true && this.session?.capabilities.prdr === true;
+  }
+
+  /** In place of finish(): the message is not completed here. */
+  withhold(): readonly Outcome[] {
+    this.#mark('withheld', this.#enter('withheld', this.#timed('body')));
+    this.drop();
+    return this.recipients.map(() => withheldFrom(this.nextHop.label));
   }
 
   /** The leg is out before its dot: a refusal in mid-body, a session lost, or a peer that takes nothing any more. */

@@ -9,6 +9,15 @@ export type Outcome =
   /** After the dot the outcome is unknown; before it nobody has the message. */
   | Readonly<{ kind: 'lost'; nextHop: string; phase: string; dotSent: boolean }>;
 
+/** --dots ordered: another next hop had not accepted the message, so this one was not asked to. */
+export function withheldFrom(nextHop: string): Outcome {
+  return { kind: 'lost', nextHop, phase: 'withheld', dotSent: false };
+}
+
+export function isWithheld(outcome: Outcome): boolean {
+  return outcome.kind === 'lost' && outcome.phase === 'withheld';
+}
+
 /** A final reply read as an outcome; null where its class makes no sense there (RFC 5321 §4.3.2). */
 export function outcomeOf(reply: Reply): Outcome | null {
   switch (replyClass(reply)) {

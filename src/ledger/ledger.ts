@@ -46,13 +46,20 @@ export type LedgerDeps = Readonly<{
   now: () => number;
 }>;
 
+/**
+ * In the order of their expiry, since all live equally long. A list: to find the oldest in a Set takes a walk over all that
+ * was removed before it.
+ */
+type Kept = { readonly entry: Entry; older: Kept | null; newer: Kept | null };
+
 export class Ledger {
   readonly #deps: LedgerDeps;
   #journal: Journal | null = null;
   /** By sender and recipient: most senders repeat few messages to the same recipient, so the lists are short. */
-  readonly #byPaths = new Map<string, Entry[]>();
-  /** In the order of their expiry, since all live equally long. */
-  readonly #inOrder = new Set<Entry>();
+  readonly #byPaths = new Map<string, Kept[]>();
+  #oldest: Kept | null = null;
+  #newest: Kept | null = null;
+  #size = 0;
 
   constructor(deps: LedgerDeps) {
     this.#deps = deps;
@@ -60,12 +67,12 @@ export class Ledger {
 
   /** What almost every message finds. */
   get isEmpty(): boolean {
-    return this.#inOrder.size === 0;
+    return this.#size === 0;
   }
 
   get size(): number {
     this.#expire();
-    return this.#inOrder.size;
+    return this.#size;
   }
 
   /** Durable entries outlive the process. */
@@ -73,8 +80,9 @@ export class Ledger {
     return this.#journal !== null;
   }
 
+  /** Oldest first. */
   get entries(): Iterable<Entry> {
-    return this.#inOrder;
+    return this.#inOrder();
   }
 
   /** From here on durable entries are also written there; `recovered` is what it had. */
@@ -93,7 +101,7 @@ export class Ledger {
   find(key: EntryKey): Entry | null {
     this.#expire();
     const same = this.#byPaths.get(pathsOf(key));
-    return same?.find(({ fingerprint }) => fingerprint === key.fingerprint) ?? null;
+    return same?.find(({ entry }) => entry.fingerprint === key.fingerprint)?.entry ?? null;
   }
 
   /** In place of what is on record for the same copy. Settles when a durable one is on disk; null where none is to be. */
@@ -116,32 +124,39 @@ export class Ledger {
   #add(entry: Entry): void {
     const paths = pathsOf(entry);
     const same = this.#byPaths.get(paths);
-    if (same === undefined) this.#byPaths.set(paths, [entry]);
-    else same.push(entry);
-    this.#inOrder.add(entry);
-    for (const oldest of this.#inOrder) {
-      if (this.#inOrder.size <= this.#deps.maxEntries) return;
-      this.#remove(oldest);
-    }
+    const kept: Kept = { entry, older: this.#newest, newer: null };
+    if (same === undefined) this.#byPaths.set(paths, [kept]);
+    else same.push(kept);
+    if (this.#newest === null) this.#oldest = kept;
+    else this.#newest.newer = kept;
+    this.#newest = kept;
+    this.#size++;
+    while (this.#size > this.#deps.maxEntries) this.#remove(this.#oldest!.entry);
   }
 
   #remove(key: EntryKey): Entry | null {
     const paths = pathsOf(key);
     const same = this.#byPaths.get(paths) ?? [];
-    const at = same.findIndex(({ fingerprint }) => fingerprint === key.fingerprint);
+    const at = same.findIndex(({ entry }) => entry.fingerprint === key.fingerprint);
     if (at === -1) return null;
-    const [entry] = same.splice(at, 1);
-    if (same.length === 0) this.#byPaths.delete(paths);
-    this.#inOrder.delete(entry!);
-    return entry!;
+    const { entry, older, newer } = same[at]!;
+    if (same.length === 1) this.#byPaths.delete(paths);
+    else same.splice(at, 1);
+    if (older === null) this.#oldest = newer;
+    else older.newer = newer;
+    if (newer === null) this.#newest = older;
+    else newer.older = older;
+    this.#size--;
+    return entry;
+  }
+
+  *#inOrder(): Generator<Entry> {
+    for (let kept = this.#oldest; kept !== null; kept = kept.newer) yield kept.entry;
   }
 
   #expire(): void {
     const now = this.#deps.now();
-    for (const entry of this.#inOrder) {
-      if (entry.expiresAt > now) return;
-      this.#remove(entry);
-    }
+    while (this.#oldest !== null && this.#oldest.entry.expiresAt <= now) this.#remove(this.#oldest.entry);
   }
 }
 

@@ -143,7 +143,7 @@ export class MessageHistory {
     return null;
   }
 
-  /** A later command has come. What the upstream will not repeat needs no entry. */
+  /** A command has come that was sent after the reply. What the upstream will not repeat needs no entry. */
   confirmed(): void {
     const told = this.#told;
     this.#told = null;

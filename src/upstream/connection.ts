@@ -112,6 +112,8 @@ export class UpstreamConnection extends SMTPConnection {
   #transaction: MailTransaction | null = null;
   /** The last one to be answered, while no command has shown that the client has read the answer. */
   #unconfirmed: MailTransaction | null = null;
+  /** So many octets the client had sent before it was answered: Postfix and Exim send QUIT with the dot. */
+  #sentAhead = 0;
   #draining = false;
   /** After a refused DATA the next lines may be a body that was sent regardless. */
   #refusedData = false;
@@ -222,8 +224,7 @@ export class UpstreamConnection extends SMTPConnection {
     if (this._upgrading || this._closing) return resume();
     if (!this._ready) return this.#onEarlyCommand(line, resume);
     this.#patience.lift();
-    this.#unconfirmed?.confirmed();
-    this.#unconfirmed = null;
+    this.#confirm();
     const text = decodeCommandLine(line);
     const verb = text === null ? '' : (/^[A-Za-z]+/.exec(text)?.[0] ?? '').toUpperCase();
     const next = () => this.#nextCommand(resume);
@@ -399,7 +400,10 @@ export class UpstreamConnection extends SMTPConnection {
     const answer = await transaction.finish().catch((error: unknown) => this.#unfinished(transaction, error));
     this.#forgetTransaction();
     if (this._closing || this._closed) return transaction.vanished();
+    this.#confirm();
+    this.#unconfirmed?.vanished();
     this.#unconfirmed = transaction;
+    this.#sentAhead = (this._parser as WireStream).octets + socket.readableLength;
     this.#answerAll(finalReplies(answer, this.#context.lmtp), () => {
       this.#nextCommand(resume);
       if (socket.readableEnded) socket.end();
@@ -553,6 +557,13 @@ export class UpstreamConnection extends SMTPConnection {
   #onImpatient(): void {
     if (this._upgrading) this.#top.destroy();
     else this.#say('', replies.timeout());
+  }
+
+  /** What was sent after the answer shows that it was read. */
+  #confirm(): void {
+    if (this.#unconfirmed === null || (this._parser as WireStream).dealtWith <= this.#sentAhead) return;
+    this.#unconfirmed.confirmed();
+    this.#unconfirmed = null;
   }
 
   #endTransaction(): void {

@@ -25,6 +25,8 @@ export class WireStream extends SMTPStream {
 
   /** How many chunks have come: two commands with the same count came in one. */
   chunks = 0;
+  /** How many octets have come. */
+  octets = 0;
 
   #input: Buffer = NOTHING;
   /** The socket waits for 'drain'. */
@@ -38,6 +40,11 @@ export class WireStream extends SMTPStream {
     this.#body = sink;
   }
 
+  /** Of `octets`, up to the end of the command or message being worked on. */
+  get dealtWith(): number {
+    return this.octets - this.#input.length;
+  }
+
   /** Whether more has come than the command being worked on. */
   get hasMore(): boolean {
     return this.#input.length > 0;
@@ -46,6 +53,7 @@ export class WireStream extends SMTPStream {
   override write(chunk: Buffer): boolean {
     this.#input = this.#input.length === 0 ? chunk : Buffer.concat([this.#input, chunk]);
     this.chunks++;
+    this.octets += chunk.length;
     this.#run();
     // A client that waits for our reply sends nothing more: stopping its socket for that would be work for nothing.
     this.#full = this.#waiting && this.#input.length > 0;

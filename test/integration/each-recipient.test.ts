@@ -198,6 +198,15 @@ describe.each(['LMTP', 'PRDR'] as const)('%s', (protocol) => {
     expect(codes(each)).toEqual([250, 451]);
   });
 
+  it('--dots ordered has nobody to withhold it from', async () => {
+    await start([{ script: { dot: '451 4.3.0 later' } }, {}], { dots: 'ordered' });
+    for (const subject of ['x', 'y']) {
+      // At the second message the first next hop is the least trusted one.
+      const { each } = await send(TWO, `Subject: ${subject}\r\n\r\nx\r\n`);
+      expect(codes(each)).toEqual([451, 250]);
+    }
+  });
+
   describe('each mailbox has one copy in the end', () => {
     it('when the upstream repeats for those who failed', async () => {
       await start([{}, { script: { dot: (_, nth) => (nth < 3 ? '451 4.3.0 later' : null) } }]);

@@ -3,6 +3,7 @@
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import fc from 'fast-check';
 import { afterEach, describe, expect, it } from 'vitest';
 import type { Options } from '../../src/app.ts';
@@ -214,6 +215,39 @@ describe('when the upstream vanishes', () => {
       expect(copies()).toEqual([2]);
     },
   );
+
+  it.each<[string, readonly string[]]>([
+    ['with its dot', [`${MESSAGE}.\r\nQUIT\r\n`]],
+    ['right behind its dot', [`${MESSAGE}.\r\n`, 'QUIT\r\n']],
+    ['behind others, with its dot', [`${MESSAGE}.\r\nNOOP\r\n`, 'NOOP\r\n', 'QUIT\r\n']],
+  ])('a QUIT that it sent %s does not show that it has read the reply', async (_how, chunks) => {
+    const slowly = { act: 'delay', ms: 150, next: '250 2.0.0 ok' } as const;
+    proxy = await startProxy([{ script: { dot: slowly } }]);
+    const client = await proxy.client();
+    await client.envelope(SENDER, ['u@a.example']);
+    for (const chunk of chunks) {
+      client.write(chunk);
+      await sleep(20);
+    }
+    await until(() => proxy.transactions().length === 1);
+    await until(() => client.closed);
+    expect(await entries()).toBe(1);
+    expect(await send(['u@a.example'])).toMatch(/^250/);
+    expect(copies()).toEqual([1]);
+  });
+
+  it('the next message shows that it has read the reply, however early it sent the envelope', async () => {
+    proxy = await startProxy([{}]);
+    const client = await proxy.client();
+    await client.envelope(SENDER, ['u@a.example']);
+    client.write(`${MESSAGE}.\r\nMAIL FROM:<${SENDER}>\r\nRCPT TO:<u@a.example>\r\nDATA\r\n`);
+    for (const code of [250, 250, 250, 354]) expect(await client.reply()).toMatch(new RegExp(`^${code}`));
+    client.write(`X: other\r\n${MESSAGE}.\r\n`);
+    expect(await client.reply()).toMatch(/^250/);
+    await client.command('QUIT');
+    expect(await entries()).toBe(0);
+    expect(copies()).toEqual([2]);
+  });
 
   it('where nobody has the message, nothing is kept', async () => {
     const slowly = { act: 'delay', ms: 100, next: '451 4.3.0 later' } as const;

@@ -42,6 +42,7 @@ test('has the defaults of the contract when nothing is given', () => {
     mode: 'cut-through',
     fallback: 'none',
     mixed: 'fail',
+    dots: 'together',
     listen: [{ protocol: 'smtp', host: '127.0.0.1', port: 2525 }],
     http: { host: '127.0.0.1', port: 9525 },
     httpDetails: false,
@@ -159,6 +160,7 @@ describe('good values', () => {
     ['fallback', 'fast-path', 'fallback', 'fast-path'],
     ['fallback', 'spool', 'fallback', 'spool'],
     ['mixed', 'spool', 'mixed', 'spool'],
+    ['dots', 'ordered', 'dots', 'ordered'],
     ['memoryThreshold', '64KiB', 'memoryThresholdBytes', 65_536],
     ['spoolDir', '/var/spool/../cutthrough', 'spoolDir', '/var/spool/../cutthrough'],
     ['spoolMinFree', '1GiB', 'spoolMinFreeBytes', 2 ** 30],
@@ -562,9 +564,20 @@ describe('options that contradict each other', () => {
         [{ mode, fallback: 'fast-path' }, [`--fallback fast-path: ${why}; ${instead}`]],
         [{ mode, fallback: 'spool' }, [`--fallback spool: ${why}; ${instead}`]],
         [{ mode, mixed: 'spool' }, [`--mixed spool: ${why}; ${instead}`]],
-        [{ mode, mixed: 'fail', fallback: 'none' }, []],
+        [{ mode, dots: 'ordered' }, [`--dots ordered: ${why}; ${instead}`]],
+        [{ mode, mixed: 'fail', fallback: 'none', dots: 'together' }, []],
       ];
     }),
+    ...[
+      ['mixed', 'spool', 'which queues what a destination misses'],
+      ['mixed', 'split', 'which has one destination at a time'],
+      ['fallback', 'spool', 'which queues what a destination misses'],
+    ].map(([name, value, why]): [Record<string, unknown>, string[]] => {
+      const instead = 'leave it out, or use --mixed fail and --fallback none';
+      const error = `--dots ordered: has no use with --${name} ${value}, ${why}; ${instead}`;
+      return [{ dots: 'ordered', [name!]: value }, [error]];
+    }),
+    [{ dots: 'ordered', mixed: 'fail' }, []],
     [{ mode: 'cut-through', mixed: 'spool', fallback: 'spool' }, []],
     [
       { disableFastPathWhen: ['buffered>50%', 'manual', 'buffered>90%'] },

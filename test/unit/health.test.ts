@@ -75,6 +75,22 @@ describe('a next hop', () => {
   });
 });
 
+describe('the doubt about a next hop', () => {
+  it('is failures in a row, and the share of what it has not taken lately', () => {
+    const { clock, at } = start();
+    const doubt = () => at('a').doubt(clock.now);
+    expect(doubt()).toEqual({ inARow: 0, share: 0 });
+    at('a').delivered(clock.now);
+    at('a').refused(clock.now);
+    expect(doubt()).toEqual({ inARow: 0, share: 0.5 });
+    at('a').failed('dot', 'closed', clock.now);
+    at('a').failed('dot', 'closed', clock.now);
+    expect(doubt()).toEqual({ inARow: 2, share: 0.75 });
+    clock.now += 60 * MINUTE;
+    expect(doubt()).toEqual({ inARow: 2, share: 0 });
+  });
+});
+
 describe('many next hops', () => {
   it('the least recently used one makes room, those with sessions last', () => {
     const { clock, health, at } = start(3);

@@ -49,6 +49,33 @@ describe('the ledger', () => {
     expect(ledger.find(copy('c@b.example'))).toBeNull();
   });
 
+  it('keeps the newest, in their order, whatever is put and dropped', () => {
+    const step = fc.record({
+      drop: fc.boolean(),
+      path: fc.constantFrom('a@b.example', 'c@b.example', 'd@b.example'),
+      fingerprint: fc.constantFrom('one', 'two'),
+    });
+    fc.assert(
+      fc.property(fc.array(step, { maxLength: 60 }), (steps) => {
+        const ledger = newLedger(4);
+        const model: string[] = [];
+        for (const { drop, path, fingerprint } of steps) {
+          const at = model.indexOf(`${path} ${fingerprint}`);
+          if (at !== -1) model.splice(at, 1);
+          if (drop) ledger.drop(copy(path, { fingerprint }));
+          else {
+            void ledger.put(copy(path, { fingerprint }));
+            if (model.push(`${path} ${fingerprint}`) > 4) model.shift();
+          }
+          expect([...ledger.entries].map((entry) => `${entry.forwardPath} ${entry.fingerprint}`)).toEqual(
+            model,
+          );
+          expect(ledger.size).toBe(model.length);
+        }
+      }),
+    );
+  });
+
   it('has one entry for a copy, the last', () => {
     const ledger = newLedger();
     const refusal = reply(550, '5.1.1', 'nobody here');

@@ -1,7 +1,7 @@
 import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { refusalOfData, verdict, verdictBeforeDots } from '../../src/cut-through/verdict.ts';
-import { type Outcome, outcomeOf } from '../../src/downstream/outcome.ts';
+import { type Outcome, outcomeOf, withheldFrom } from '../../src/downstream/outcome.ts';
 import { formatReply, reply } from '../../src/smtp/reply.ts';
 
 const accepted: Outcome = { kind: 'accepted', reply: reply(250, '2.6.0', 'queued as 1') };
@@ -9,6 +9,7 @@ const rejected: Outcome = { kind: 'rejected', reply: reply(550, '5.7.1', 'no') }
 const deferred: Outcome = { kind: 'deferred', reply: reply(452, '4.2.2', 'full') };
 const closing: Outcome = { kind: 'deferred', reply: reply(421, '4.3.2', 'bye') };
 const unknown: Outcome = { kind: 'lost', nextHop: 'mx.b.example', phase: 'dot', dotSent: true };
+const withheld = withheldFrom('mx.c.example');
 const gone: Outcome = { kind: 'lost', nextHop: 'mx.b.example', phase: 'body', dotSent: false };
 
 describe('the verdict after the dots', () => {
@@ -26,6 +27,16 @@ describe('the verdict after the dots', () => {
     ['one accepts, one rejects', [accepted, rejected], 2, /^554 5\.5\.0 .*1 of 2/, 'mixed'],
     ['one accepts, one defers', [accepted, deferred], 2, /^451 4\.5\.0 .*1 of 2/, 'mixed'],
     ['one accepts, one is unknown', [unknown, accepted], 2, /^451 4\.5\.0 .*1 of 2/, 'mixed'],
+    ['one rejects, the other is withheld', [withheld, rejected], 2, /^550 5\.7\.1/, 'rejected'],
+    ['one defers, the other is withheld', [withheld, deferred], 2, /^452 4\.2\.2/, 'deferred'],
+    ['one is unknown, the other is withheld', [withheld, unknown], 2, /^451 4\.4\.2 .*mx\.b/, 'deferred'],
+    [
+      'one accepts, one rejects, one is withheld',
+      [withheld, accepted, rejected],
+      3,
+      /^451 4\.5\.0 .*1 of 3/,
+      'mixed',
+    ],
     [
       'two accept, one rejects, one defers',
       [accepted, rejected, deferred, accepted],

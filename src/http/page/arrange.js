@@ -40,7 +40,7 @@ export function healthOf({ consecutiveFailures, fiveMinutes, lastOkMs, lastFailu
 export function phaseOfLeg(phase) {
   if (phase === 'starting') return 'data';
   if (phase === 'delivering') return 'body';
-  if (phase === 'done') return 'dot';
+  if (phase === 'done' || phase === 'withheld') return 'dot';
   return PHASES.find((each) => each === phase) ?? 'envelope';
 }
 

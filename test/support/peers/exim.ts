@@ -2,7 +2,7 @@
 // root for a configuration that isn't the built-in one anyway.
 import { chmod, chown, copyFile, mkdir, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
-import { type Owner, type Ran, run, temporaryDirectory } from '../tools.ts';
+import { type Owner, run, temporaryDirectory } from '../tools.ts';
 import { Daemon, quietPort } from './daemon.ts';
 import { programOf } from './installed.ts';
 import { Maildir } from './maildir.ts';
@@ -27,13 +27,11 @@ export class Exim {
   readonly daemon: Daemon;
   readonly mailbox: Maildir;
   readonly #directory: string;
-  readonly #owner: Owner | undefined;
 
-  private constructor(port: number, daemon: Daemon, directory: string, owner: Owner | undefined) {
+  private constructor(port: number, daemon: Daemon, directory: string) {
     this.port = port;
     this.daemon = daemon;
     this.#directory = directory;
-    this.#owner = owner;
     this.mailbox = new Maildir(join(directory, 'mail'));
   }
 
@@ -58,22 +56,22 @@ export class Exim {
     await chmod(command, 0o755);
     const args = ['-C', configuration, '-bdf', '-q1m'];
     const daemon = await Daemon.start({ command, args, ports: [port], logDirectory, owner: options.owner });
-    return new Exim(port, daemon, directory, options.owner);
+    return new Exim(port, daemon, directory);
   }
 
-  /** How many messages are in its queue. */
+  /** How many messages are in the queue. */
   async queued(): Promise<number> {
-    return Number((await this.#exim('-bpc')).output);
+    return Number(await this.#run('-bpc'));
   }
 
-  /** Has all that is in the queue tried now; settles when it has been. */
+  /** Has all that is in the queue tried now, whatever its retry times say. */
   async flush(): Promise<void> {
-    await this.#exim('-qff');
+    await this.#run('-qff');
   }
 
-  #exim(flag: string): Promise<Ran> {
-    const [command, configuration] = ['exim', 'exim.conf'].map((name) => join(this.#directory, name));
-    return run(command!, ['-C', configuration!, flag], '', this.#owner);
+  async #run(flag: string): Promise<string> {
+    const command = join(this.#directory, 'exim');
+    return (await run(command, ['-C', join(this.#directory, 'exim.conf'), flag])).output;
   }
 }
 

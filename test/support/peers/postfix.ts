@@ -63,6 +63,11 @@ export class Postfix {
       .map((line) => JSON.parse(line));
   }
 
+  /** How many messages are in the queue. */
+  async queued(): Promise<number> {
+    return (await this.queue()).length;
+  }
+
   /** Has all that is in the queue tried now. */
   async flush(): Promise<void> {
     await this.#postqueue('-f');
