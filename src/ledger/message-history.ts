@@ -15,7 +15,7 @@ import { alreadyDelivered, type Reply, replyClass } from '../smtp/reply.ts';
 import { fingerprintOf } from './fingerprint.ts';
 import type { Entry, Fate, Ledger } from './ledger.ts';
 
-/** One reply for all; or, with `each`, what each recipient's own was, and then the upstream will repeat no other. */
+/** One reply for all; or with `each` their own ones, and then it is 2xx if anybody's is. */
 type Said = Readonly<{ reply: Reply; each?: ReadonlyMap<Recipient, Reply> | undefined }>;
 
 export type RecipientOutcome = Readonly<{ recipient: Recipient; outcome: Outcome | null }>;
@@ -130,7 +130,7 @@ export class MessageHistory {
   ): Promise<unknown> | null {
     this.#body = body;
     this.#told = { reply, each, recipients: outcomes.map(({ recipient }) => recipient) };
-    if (each !== undefined || replyClass(reply) === 2) {
+    if (replyClass(reply) === 2) {
       if (upstreamGone) this.vanished();
       return null;
     }
@@ -145,17 +145,15 @@ export class MessageHistory {
 
   /** A command has come that was sent after the reply. What the upstream will not repeat needs no entry. */
   confirmed(): void {
-    const told = this.#told;
+    if (this.#told !== null && replyClass(this.#told.reply) !== 4) this.#forgetAll(this.#told.recipients);
     this.#told = null;
-    if (told !== null && (told.each !== undefined || replyClass(told.reply) !== 4))
-      this.#forgetAll(told.recipients);
   }
 
   /** The connection has ended, and no later command came. */
   vanished(): void {
     const told = this.#told;
     this.#told = null;
-    if (told === null || (told.each === undefined && replyClass(told.reply) !== 2)) return;
+    if (told === null || replyClass(told.reply) !== 2) return;
     for (const recipient of told.recipients) {
       const its = told.each?.get(recipient) ?? told.reply;
       if (replyClass(its) === 2) void this.#put(recipient, { kind: 'delivered' });
