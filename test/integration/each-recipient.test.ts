@@ -1,5 +1,6 @@
 // Upstreams that hear of each recipient by itself (LMTP, and PRDR): everybody's own outcome, in the order of the RCPTs,
 // whatever happens; nothing is deferred for those who have the message, and a retry makes no copies.
+import fc from 'fast-check';
 import { afterEach, describe, expect, it } from 'vitest';
 import type { Options } from '../../src/app.ts';
 import type { Client } from '../support/client.ts';
@@ -205,6 +206,48 @@ describe.each(['LMTP', 'PRDR'] as const)('%s', (protocol) => {
       const { each } = await send(TWO, `Subject: ${subject}\r\n\r\nx\r\n`);
       expect(codes(each)).toEqual([451, 250]);
     }
+  });
+
+  it('any recipients at next hops of every kind, against a model', async () => {
+    const wants = (line: string) => /<(\d+)/.exec(line)?.[1] ?? '250';
+    const script: SinkOptions['script'] = {
+      rcpt: (line) => (wants(line) === '500' ? '550 5.1.1 no such user' : null),
+      // SMTP has one answer, which the first recipient decides.
+      dot: (line, _nth, { commands }) => {
+        const mail = commands.findLastIndex((each) => each.startsWith('MAIL'));
+        const first = commands.slice(mail).find((each) => each.startsWith('RCPT') && wants(each) !== '500');
+        return `${wants(line || first!)} as wanted`;
+      },
+      overall: '250 2.0.0 so be it',
+    };
+    await start([{ script }, { lmtp: true, script }, { prdr: true, script }]);
+    const recipient = fc.tuple(fc.constantFrom(250, 451, 554, 500), fc.constantFrom('a', 'b', 'c'));
+    const client = await connected();
+    let serial = 0;
+    await fc.assert(
+      fc.asyncProperty(fc.array(recipient, { minLength: 1, maxLength: 8 }), async (recipients) => {
+        const to = recipients.map(([code, hop]) => `${code}@${hop}.example`);
+        const subject = `Subject: ${serial++}\r\n\r\nx\r\n`;
+        const { rcpts, each, data, around } = await sendEach(client, protocol, to, subject);
+        expect(codes(rcpts)).toEqual(recipients.map(([code]) => (code === 500 ? 550 : 250)));
+        const taken = recipients.filter(([code]) => code !== 500);
+        const ofSmtp = taken.find(([, hop]) => hop === 'a')?.[0];
+        expect(codes(each)).toEqual(taken.map(([code, hop]) => (hop === 'a' ? ofSmtp : code)));
+        if (taken.length === 0) {
+          expect(data).toMatch(/^5(03|54) 5\.5\.1/);
+          expect(await client.command('RSET')).toMatch(/^250/);
+        }
+        if (around.length > 0) {
+          const classes = new Set(each.map((reply) => reply[0]));
+          expect(around[1]![0]).toBe(['2', '4', '5'].find((one) => classes.has(one)));
+        }
+      }),
+      { numRuns: 60 },
+    );
+    // No reply was left over or missing: a session that isn't open any more was ended politely.
+    const sessions = proxy.sinks.flatMap((sink) => sink.sessions);
+    expect(sessions.filter(({ closed, commands }) => closed && !commands.includes('QUIT'))).toEqual([]);
+    expect(sessions.length).toBeLessThan(serial);
   });
 
   describe('each mailbox has one copy in the end', () => {
