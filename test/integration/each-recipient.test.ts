@@ -418,6 +418,20 @@ describe.each(['LMTP', 'PRDR'] as const)('%s', (protocol) => {
   });
 });
 
+it('PRDR while the fast path is disabled: each is told that it is on disk', async () => {
+  const { directory: spoolDir, remove } = await spoolDirectory();
+  closers.push(remove);
+  proxy = await startProxy([{}, {}], { fallback: 'spool', spoolDir, disableFastPathWhen: 'manual' });
+  const client = await eachClient(proxy, 'PRDR');
+  const body = JSON.stringify({ enabled: false });
+  await (await fetch(`${proxy.httpUrl}/fast-path`, { method: 'POST', body })).text();
+  const { each, around } = await sendEach(client, 'PRDR', TWO, MESSAGE);
+  expect(each).toEqual(Array(2).fill(expect.stringMatching(/^250 2\.0\.0 queued as /)));
+  expect(codes(around)).toEqual([353, 250]);
+  await until(async () => (await proxy.metric('cutthrough_queue_messages')) === 0);
+  expect(copies()).toEqual([1, 1]);
+});
+
 it('--ack-deadline over: who has refused by then is told so, and the others are queued', async () => {
   const { directory: spoolDir, remove } = await spoolDirectory();
   closers.push(remove);

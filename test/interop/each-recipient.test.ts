@@ -1,5 +1,5 @@
-// Upstreams that hear of each recipient by itself, with queues that try again: Postfix over LMTP, and Exim with PRDR, which
-// it uses by default. Two destinations, of which one defers after the final dot: each mailbox gets one copy, and who has
+// Upstreams that hear of each recipient by itself, with queues that try again: Postfix and Exim over LMTP, and Exim with PRDR,
+// which it uses by default. Two destinations, of which one defers after the final dot: each mailbox gets one copy, and who has
 // it is not asked for again. So it is when the wire breaks before the answers are read, and when the proxy is killed
 // between the dots and the answers. And Exim as the next hop, which answers for each.
 import { readFile } from 'node:fs/promises';
@@ -21,12 +21,12 @@ import { temporaryDirectory } from '../support/tools.ts';
 const TO = ['u@a.example', 'v@b.example'];
 const MESSAGE = 'Subject: one copy\r\n\r\none copy\r\n';
 
+/** `retry`: has all that is in the queue tried again, and says how much it was. */
+type Started = Readonly<{ port: number; log: () => Promise<string>; retry: () => Promise<number> }>;
 type Upstream = Readonly<{
   peer: PeerName;
   scheme: 'lmtp' | 'smtp';
-  start: (
-    port: number,
-  ) => Promise<{ port: number; log: () => Promise<string>; retry: () => Promise<number> }>;
+  start: (port: number) => Promise<Started>;
 }>;
 
 const UPSTREAMS: Readonly<Record<string, Upstream>> = {
@@ -50,21 +50,28 @@ const UPSTREAMS: Readonly<Record<string, Upstream>> = {
   'Exim with PRDR': {
     peer: 'exim',
     scheme: 'smtp',
-    start: async (port) => {
-      const router = recipe('exim-router', { 2525: port });
-      const exim = await Exim.start({ router, transport: recipe('exim-transport', {}) });
-      return {
-        port: exim.port,
-        log: () => exim.daemon.log(),
-        retry: async () => {
-          const left = await exim.queued();
-          if (left > 0) await exim.flush();
-          return left;
-        },
-      };
-    },
+    start: (port) => startEximBefore(port, ''),
+  },
+  'Exim over LMTP': {
+    peer: 'exim',
+    scheme: 'lmtp',
+    start: (port) => startEximBefore(port, `  protocol = lmtp\n  port = ${port}\n`),
   },
 };
+
+async function startEximBefore(port: number, more: string): Promise<Started> {
+  const router = recipe('exim-router', { 2525: port });
+  const exim = await Exim.start({ router, transport: `${recipe('exim-transport', {})}${more}` });
+  return {
+    port: exim.port,
+    log: () => exim.daemon.log(),
+    retry: async () => {
+      const left = await exim.queued();
+      if (left > 0) await exim.flush();
+      return left;
+    },
+  };
+}
 
 async function give(port: number): Promise<void> {
   const client = await Client.hello(port);
@@ -101,7 +108,9 @@ describe.each(Object.entries(UPSTREAMS))('%s', (name, { peer, scheme, start }) =
     if (name === 'Exim with PRDR') {
       expect(log).toMatch(/=> u@a\.example .* PRDR/);
       expect(log).toMatch(/v@b\.example .*PRDR error after .*451 4\.3\.0 later/);
-    } else expect(log).toMatch(/to=<v@b\.example>, .*status=deferred .*451 4\.3\.0 later/);
+    } else if (name === 'Exim over LMTP')
+      expect(log).toMatch(/v@b\.example .*LMTP error after .*451 4\.3\.0 later/);
+    else expect(log).toMatch(/to=<v@b\.example>, .*status=deferred .*451 4\.3\.0 later/);
     for (const sink of sinks) await sink.close();
   });
 
