@@ -491,7 +491,8 @@ class RunningProxy implements Proxy {
 
   /** Switched off by hand, with nothing to take over. */
   #refusesMail({ mode, fallback }: Config): Reply | null {
-    const refuses = mode === 'cut-through' && fallback === 'none' && !this.#fastPath.enabled;
+    const switchedOff = this.#fastPath.reasons.includes('manual');
+    const refuses = mode === 'cut-through' && fallback === 'none' && switchedOff;
     return refuses ? fastPathDisabled() : null;
   }
 

@@ -76,6 +76,10 @@ export class Transaction {
   /** Legs whose next hop may have this message from before, and what came of it until the header tells. */
   #held: { legs: readonly Leg[]; pieces: Buffer[] } | null = null;
   #upstreamGone = false;
+  /** It sends no more. */
+  #upstreamEnded = false;
+  /** Who gets the dot, once it is due. */
+  #due: readonly Recipient[] = [];
   #state: State = { name: 'envelope' };
   /** Set when the message can no longer be delivered; the rest of it is read and dropped. */
   #refusal: Verdict | null = null;
@@ -313,9 +317,10 @@ export class Transaction {
     if (this.#held !== null) await this.#letGo();
     if (this.#refusal === null && !this.#history.isSame())
       this.#giveUp({ reply: notTheSame(), result: 'deferred' });
-    if (this.#refusal === null && fanOut.legs.length > 1) {
-      const recipients = fanOut.legs.flatMap((leg) => leg.recipients);
-      await this.#history.intend(recipients, body);
+    if (this.#refusal === null) {
+      this.#due = fanOut.legs.flatMap((leg) => leg.recipients);
+      if (fanOut.legs.length > 1) await this.#history.intend(this.#due, body);
+      if (this.#upstreamEnded) this.mayBeGone();
     }
     const teed = this.#refusal === null ? this.#teeTakes(this.#last) : null;
     const outcomes = this.#refusal === null ? await fanOut.finish(this.#last) : null;
@@ -347,13 +352,16 @@ export class Transaction {
     if (this.#state.name === 'body') {
       this.#upstreamGone = true;
       const { fanOut, body } = this.#state;
-      if (fanOut.dotsSent) {
-        const recipients = fanOut.legs.flatMap((leg) => leg.recipients);
-        return this.#history.pend(recipients, body);
-      }
+      if (fanOut.dotsSent) return this.#history.pend(this.#due, body);
       this.#giveUp({ reply: transactionAborted(), result: 'aborted' });
     }
     this.#end(this.#refusal?.result ?? this.#record.resultWithoutMessage, null, {});
+  }
+
+  /** The upstream has ended its side after the message: it may wait for the reply, or send the message again now. */
+  mayBeGone(): void {
+    this.#upstreamEnded = true;
+    if (this.#state.name === 'body') this.#history.pend(this.#due, this.#state.body);
   }
 
   /** The upstream has sent another command: it knows what became of the message. */

@@ -105,16 +105,16 @@ export class MessageHistory {
     if (this.#durable) this.#settling = Promise.all([this.#settling, this.#putAll(outcomes)]);
   }
 
-  /** After intend(): the dots have not gone out after all. */
+  /** After intend() or pend(): the dots have not gone out after all. */
   abandon(): void {
-    if (!this.#durable) return;
     this.#durable = false;
     this.#forgetAll(this.#intended);
   }
 
-  /** The upstream has gone while the dots are out. */
+  /** The upstream has gone, or may have, while the dots are out or about to go out. */
   pend(recipients: readonly Recipient[], body: MessageBody): void {
     this.#body = body;
+    this.#intended = recipients;
     for (const recipient of recipients) void this.#put(recipient, { kind: 'pending' });
   }
 

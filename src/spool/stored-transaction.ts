@@ -272,16 +272,20 @@ export class StoredTransaction {
     this.#upstreamGone = true;
     this.#soft.abort();
     this.#acknowledgement.cut();
-    if (this.#state.name === 'delivering' && this.#refusal === null) {
-      const recipients = this.#targets.map(({ recipient }) => recipient);
-      this.#history.pend(recipients, this.#state.body);
-    }
+    this.mayBeGone();
     if (this.#state.name === 'delivering' || this.#state.name === 'ended') return;
     if (this.#state.name === 'body') void this.#deps.spooler.discard(this.#state.buffer);
     this.#end(this.#record.resultWithoutMessage, null, {});
   }
 
   /** As Transaction's. */
+  /** Once finish() is under way: the upstream has ended its side, may wait for the reply, or send the message again now. */
+  mayBeGone(): void {
+    if (this.#state.name !== 'delivering' || this.#refusal !== null) return;
+    const recipients = this.#targets.map(({ recipient }) => recipient);
+    this.#history.pend(recipients, this.#state.body);
+  }
+
   confirmed(): void {
     this.#history.confirmed();
   }

@@ -395,9 +395,15 @@ export class UpstreamConnection extends SMTPConnection {
   async #onEndOfData(transaction: MailTransaction, resume: Resume): Promise<void> {
     this.#patience.lift();
     // Its FIN means that it sends no more, and not that it has gone: Exim waits for the answers behind QUIT and FIN.
+    // And one that waits no longer, and is going to send the message again, looks the same.
     const socket = this._socket;
     socket.allowHalfOpen = true;
-    const answer = await transaction.finish().catch((error: unknown) => this.#unfinished(transaction, error));
+    const onEnd = () => transaction.mayBeGone();
+    const finished = transaction.finish().catch((error: unknown) => this.#unfinished(transaction, error));
+    if (socket.readableEnded) onEnd();
+    else socket.once('end', onEnd);
+    const answer = await finished;
+    socket.off('end', onEnd);
     this.#forgetTransaction();
     if (this._closing || this._closed) return transaction.vanished();
     this.#confirm();

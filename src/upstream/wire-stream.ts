@@ -33,6 +33,8 @@ export class WireStream extends SMTPStream {
   #full = false;
   #body: BodySink | null = null;
   #waiting = false;
+  /** The message is being answered: with commands sent ahead held here, the socket is still seen to end. */
+  #ending = false;
   #running = false;
 
   /** The next bytes are a message. Call it from within a command, before its callback. */
@@ -56,8 +58,12 @@ export class WireStream extends SMTPStream {
     this.octets += chunk.length;
     this.#run();
     // A client that waits for our reply sends nothing more: stopping its socket for that would be work for nothing.
-    this.#full = this.#waiting && this.#input.length > 0;
+    this.#full = this.#holdsEnough;
     return !this.#full;
+  }
+
+  get #holdsEnough(): boolean {
+    return this.#waiting && this.#input.length > (this.#ending ? MAX_COMMAND_OCTETS : 0);
   }
 
   /** At FIN an unterminated command is no command. */
@@ -72,7 +78,7 @@ export class WireStream extends SMTPStream {
     } finally {
       this.#running = false;
     }
-    if (this.#waiting || !this.#full) return;
+    if (!this.#full || (this.#waiting && !this.#ending) || this.#holdsEnough) return;
     this.#full = false;
     this.emit('drain');
   }
@@ -109,7 +115,13 @@ export class WireStream extends SMTPStream {
     }
     this.#input = chunk.subarray(end);
     this.#body = null;
-    this.#wait((resume) => body.end(resume));
+    this.#ending = true;
+    this.#wait((resume) =>
+      body.end(() => {
+        this.#ending = false;
+        resume();
+      }),
+    );
   }
 
   #refuse(reason: 'bare-lf' | 'line-too-long'): true {

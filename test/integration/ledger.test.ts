@@ -7,6 +7,7 @@ import { setTimeout as sleep } from 'node:timers/promises';
 import fc from 'fast-check';
 import { afterEach, describe, expect, it } from 'vitest';
 import type { Options } from '../../src/app.ts';
+import type { Client } from '../support/client.ts';
 import { startProxy, startProxyOnly, type TestProxy, until } from '../support/proxy.ts';
 import type { Act, SinkOptions } from '../support/sink.ts';
 
@@ -189,6 +190,37 @@ describe('when the upstream vanishes', () => {
     await until(() => proxy.transactions().some(({ result }) => result === 'delivered'));
     expect(await send(['u@a.example'])).toMatch(/^250/);
     expect(copies()).toEqual([1]);
+  });
+
+  it.each<[string, string, (client: Client) => void]>([
+    ['closes its end', '', (client) => client.destroy()],
+    ['closes its end, behind a QUIT sent ahead,', 'QUIT\r\n', (client) => client.destroy()],
+    ['resets, behind a QUIT sent ahead,', 'QUIT\r\n', (client) => client.reset()],
+  ])('%s and tries again before the answer has come, it is told to wait', async (_how, ahead, go) => {
+    const slowly = { act: 'delay', ms: 300, next: '250 2.0.0 ok' } as const;
+    proxy = await startProxy([{ script: { dot: slowly } }, {}]);
+    const client = await proxy.client();
+    await client.envelope(SENDER, TWO);
+    client.write(`${MESSAGE}.\r\n${ahead}`);
+    await until(() => proxy.sinks.every((sink) => sink.sessions[0]?.sawDot));
+    go(client);
+    expect(await send(TWO)).toMatch(/^451 4\.4\.5/);
+    await until(() => proxy.transactions().some(({ result }) => result === 'delivered'));
+    expect(await send(TWO)).toMatch(/^250/);
+    expect(copies()).toEqual([1, 1]);
+  });
+
+  it('closes its end, and its message is delivered to nobody, nothing is kept', async () => {
+    proxy = await startProxy([{}, { stopReadingAfter: 1_000 }]);
+    const client = await proxy.client();
+    await client.envelope(SENDER, TWO);
+    client.write(`${MESSAGE}${'x'.repeat(900)}\r\n`.repeat(8_000));
+    client.write('.\r\n');
+    client.socket.end();
+    expect(await client.reply()).toMatch(/^451 4\.4\.2/);
+    await until(() => proxy.transactions().length === 1);
+    expect(await entries()).toBe(0);
+    expect(copies()).toEqual([0, 0]);
   });
 
   it('after the reply and before any other command, the message is not delivered again', async () => {

@@ -421,6 +421,17 @@ describe('switches', () => {
     },
   );
 
+  it('--mixed spool without a fallback: load that disables the fast path keeps no mail from coming', async () => {
+    const { proxy } = await start([{}], { mixed: 'spool', disableFastPathWhen: 'event-loop-lag>1ms' });
+    const client = await proxy.client();
+    await until(async () => {
+      const end = performance.now() + 80;
+      while (performance.now() < end);
+      return (await proxy.metric('cutthrough_fast_path_enabled')) === 0;
+    });
+    expect(await client.send('s@src.example', ['u@a.example'], SMALL)).toMatch(/^250/);
+  });
+
   it('pure cut-through: off, 451 to MAIL; on again; no spool is ever made', async () => {
     const { proxy, directory, sinks } = await start([{}], {});
     const client = await proxy.client();

@@ -52,3 +52,31 @@ it('takes no more than a chunk of a message that nobody takes', async () => {
   await drained;
   expect(pushed).toEqual([1000, 2000]);
 });
+
+it('goes on taking while a message is being answered, so that the end of the socket is seen', async () => {
+  const { stream, commands, letGo } = heldStream();
+  stream.write(line('DATA'));
+  let ready: () => void = () => {};
+  let answered: () => void = () => {};
+  stream.startBody({
+    push: (chunk) =>
+      `${chunk}` === '.\r\n'
+        ? { end: 3, ready: null }
+        : { end: -1, ready: new Promise((resolve) => (ready = resolve)) },
+    end: (resume) => {
+      answered = resume;
+    },
+  });
+  letGo();
+  expect(stream.write(line('first'))).toBe(true);
+  expect(stream.write(line('.'))).toBe(false);
+  const drained = once(stream, 'drain');
+  ready();
+  // The end has been seen, and its answer is due.
+  await drained;
+  expect(stream.write(line('QUIT'))).toBe(true);
+  expect(stream.write(Buffer.alloc(5_000))).toBe(false);
+  expect(commands).toEqual(['DATA']);
+  answered();
+  expect(commands).toEqual(['DATA', 'QUIT']);
+});

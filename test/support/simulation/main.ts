@@ -1,0 +1,148 @@
+// Thousands of transactions over one to five next hops, with failures in every phase and on both sides, against the model.
+// SIMULATION_SEED repeats what was drawn; what happens at the same time as what is the machine's affair.
+import { mkdtemp, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import pino from 'pino';
+import { createProxyFromConfig, type Proxy as RunningProxy } from '../../../src/app.ts';
+import { configOf, portOf, until } from '../proxy.ts';
+import { Sink } from '../sink.ts';
+import { Chance } from './chance.ts';
+import { type Message, Model, type Policy } from './model.ts';
+import { NextHop } from './next-hop.ts';
+import { Upstream } from './upstream.ts';
+
+const DOMAINS = ['a', 'b', 'c', 'd', 'e'].map((name) => `${name}.example`);
+const SESSIONS = 24;
+/** Of the messages: followed by another one with the same envelope, each of them tried in turn. */
+const TWINS = 0.15;
+/** Long enough for a machine that is busy; only a stall waits for it. */
+const ACK_TIMEOUT = '2s';
+
+export type Report = Readonly<{
+  seed: number;
+  transactions: number;
+  messages: number;
+  duplicates: number;
+  suppressed: number;
+  results: string;
+  violations: readonly string[];
+}>;
+
+/** Those that the configuration allows. */
+export const POLICIES: readonly Policy[] = [
+  { mixed: 'fail', dots: 'together' },
+  { mixed: 'fail', dots: 'ordered' },
+  { mixed: 'split', dots: 'together' },
+  { mixed: 'spool', dots: 'together' },
+];
+
+export const SEED = Number(process.env.SIMULATION_SEED || Math.floor(Math.random() * 2 ** 31));
+
+export async function simulate(policy: Policy, transactions: number, seed = SEED): Promise<Report> {
+  const model = new Model(policy);
+  const hops: NextHop[] = [];
+  for (const [nth, domain] of DOMAINS.entries())
+    hops.push(await NextHop.start(domain, model, new Chance(seed, -2 - nth), nth === DOMAINS.length - 1));
+  const bounces = await Sink.start();
+  const spoolDir = await mkdtemp(join(tmpdir(), 'cutthrough-simulation-'));
+  const route = [...hops.map(({ url }, nth) => `${DOMAINS[nth]}=${url}`), `src.example=${bounces.url}`];
+  const options = { ...policy, route, spoolDir, ackTimeout: ACK_TIMEOUT, ...PATIENT };
+  const proxy = await createProxyFromConfig(configOf(options), pino({ level: 'silent' }));
+  const upstreams = Array.from(
+    { length: SESSIONS },
+    () => new Upstream(portOf(proxy.addresses.listen[0]!), model),
+  );
+  const done: { message: Message; final: ReadonlyMap<string, string> }[] = [];
+  const attempts = () => upstreams.reduce((sum, each) => sum + each.attempts, 0);
+  let nth = 0;
+  const work = async (upstream: Upstream) => {
+    while (attempts() < transactions) {
+      const chance = new Chance(seed, nth);
+      const messages = messagesOf(nth++, chance);
+      for (const message of messages) model.add(message);
+      model.plan(messages[0]!, chance);
+      for (const each of await deliver(upstream, messages, chance)) done.push(each);
+    }
+    upstream.close();
+  };
+  await Promise.all(upstreams.map(work));
+  if (policy.mixed === 'spool')
+    await until(async () => (await metric(proxy, 'queue_messages')) === 0, 20_000);
+  const bounced = new Set(bounces.messages.flatMap(({ body }) => recipientsNamed(body.toString())));
+  for (const { message, final } of done)
+    for (const [recipient, reply] of final) model.final(message, recipient, reply, bounced);
+  const { violations, duplicates } = model;
+  const report: Report = {
+    seed,
+    transactions: attempts(),
+    messages: done.length,
+    duplicates,
+    suppressed: await metric(proxy, 'duplicates_suppressed_total'),
+    results: await results(proxy),
+    violations,
+  };
+  await proxy.close({ drainTimeoutMs: 200 });
+  for (const hop of hops) hop.close();
+  await bounces.close();
+  await rm(spoolDir, { recursive: true });
+  return report;
+}
+
+const PATIENT = {
+  commandTimeout: '2s',
+  dataTimeout: '2s',
+  greetingTimeout: '2s',
+  connectTimeout: '2s',
+  rcptDeadline: '10s',
+  idleTimeout: '60s',
+  connectBackoff: '2ms',
+  retrySchedule: '50ms',
+  traceBuffer: 0,
+};
+
+/** One message, or two with the same envelope. */
+function messagesOf(nth: number, chance: Chance): Message[] {
+  const recipients = DOMAINS.slice(0, 1 + chance.below(DOMAINS.length)).flatMap((_, at) => {
+    const domain = DOMAINS[(nth + at) % DOMAINS.length]!;
+    const one = `r${nth}@${domain}`;
+    return chance.is(0.2) ? [one, `s${nth}@${domain}`] : [one];
+  });
+  const sender = `m${nth}@src.example`;
+  return (chance.is(TWINS) ? ['', 't'] : ['']).map((twin) => {
+    const id = `${nth}${twin}`;
+    const lines = chance.is(0.03) ? 2_000 : chance.below(20);
+    const text = Array.from(
+      { length: lines },
+      (_, at) => `${at % 7 === 0 ? '..' : ''}line ${at} of ${id}\r\n`,
+    );
+    return { id, sender, recipients, wire: Buffer.from(`X-Simulated: ${id}\r\n\r\n${text.join('')}`) };
+  });
+}
+
+/** Two take turns until one is through, so that each is tried while the other is on record. */
+async function deliver(upstream: Upstream, messages: readonly Message[], chance: Chance) {
+  const [first, second] = messages as [Message, Message?];
+  if (second === undefined) return [{ message: first, final: await upstream.deliver(first, chance) }];
+  const done = messages.map((message) => ({ message, final: new Map<string, string>() }));
+  for (let tries = 0; done.some(({ message, final }) => final.size < message.recipients.length); tries++) {
+    if (tries > 100) throw new Error(`${first.id} and its twin come to no end`);
+    for (const { message, final } of done)
+      if (final.size < message.recipients.length) await upstream.attempt(message, final, chance);
+  }
+  return done;
+}
+
+function recipientsNamed(notification: string): string[] {
+  return [...notification.matchAll(/^Final-Recipient: rfc822; ?(\S+)/gim)].map(([, address]) => address!);
+}
+
+async function metric(proxy: RunningProxy, name: string): Promise<number> {
+  const found = new RegExp(`^cutthrough_${name} (.*)$`, 'm').exec(await proxy.metrics());
+  return Number(found?.[1] ?? 0);
+}
+
+async function results(proxy: RunningProxy): Promise<string> {
+  const all = (await proxy.metrics()).matchAll(/^cutthrough_transactions_total\{.*result="(\w+)"\} (\d+)$/gm);
+  return [...all].map(([, result, count]) => `${count} ${result}`).join(', ');
+}

@@ -1,0 +1,206 @@
+// A next hop of the simulation: does what the model has planned for the visit, and tells it what has become true.
+// Raw sockets; it forgets what it has dealt with, since thousands of messages come through.
+import { once } from 'node:events';
+import net, { type AddressInfo, type Socket } from 'node:net';
+import type { Chance } from './chance.ts';
+import type { Fault, Model } from './model.ts';
+
+const END = Buffer.from('\r\n.\r\n');
+const OFFERS = '250-sink.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-DSN\r\n250 SIZE 100000000\r\n';
+/** Of the connections. */
+const BROKEN = 0.02;
+
+export class NextHop {
+  readonly #server: net.Server;
+  readonly #sockets = new Set<Socket>();
+  readonly lmtp: boolean;
+
+  private constructor(server: net.Server, lmtp: boolean) {
+    this.#server = server;
+    this.lmtp = lmtp;
+  }
+
+  static async start(domain: string, model: Model, chance: Chance, lmtp: boolean): Promise<NextHop> {
+    const server = net.createServer({ noDelay: true });
+    const hop = new NextHop(server, lmtp);
+    server.on('connection', (socket) => {
+      hop.#sockets.add(socket);
+      socket.on('error', () => {});
+      socket.on('close', () => hop.#sockets.delete(socket));
+      const broken = chance.is(BROKEN) ? chance.of(['connect', '421', '554', 'ehlo']) : '';
+      if (broken === 'connect') return void socket.resetAndDestroy();
+      new Session(socket, { domain, model, lmtp, diesAtEhlo: broken === 'ehlo' });
+      socket.write(`${/^\d/.test(broken) ? broken : '220'} sink.example ESMTP\r\n`);
+    });
+    server.listen(0, '127.0.0.1');
+    await once(server, 'listening');
+    return hop;
+  }
+
+  get url(): string {
+    return `${this.lmtp ? 'lmtp' : 'smtp'}://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
+  }
+
+  close(): void {
+    this.#server.close();
+    for (const socket of this.#sockets) socket.destroy();
+  }
+}
+
+type Setting = Readonly<{ domain: string; model: Model; lmtp: boolean; diesAtEhlo: boolean }>;
+
+class Session {
+  readonly #socket: Socket;
+  readonly #setting: Setting;
+  #input: Buffer = Buffer.alloc(0);
+  #state: 'commands' | 'body' | 'waiting' | 'stuck' = 'commands';
+  #sender = '';
+  #recipients: string[] = [];
+  #fault: Fault | null = null;
+  /** What was said before the dot. */
+  #early: string | null = null;
+
+  constructor(socket: Socket, setting: Setting) {
+    this.#socket = socket;
+    this.#setting = setting;
+    socket.on('data', (chunk: Buffer) => {
+      this.#input = this.#input.length === 0 ? chunk : Buffer.concat([this.#input, chunk]);
+      while (this.#step());
+    });
+  }
+
+  #step(): boolean {
+    if (this.#state === 'stuck' || this.#state === 'waiting') return false;
+    if (this.#state === 'body') return this.#body();
+    const at = this.#input.indexOf('\r\n');
+    if (at === -1) return false;
+    const line = this.#input.toString('latin1', 0, at);
+    this.#input = this.#input.subarray(at + 2);
+    this.#command(line);
+    return true;
+  }
+
+  #command(line: string): void {
+    const verb = line.slice(0, 4).toUpperCase();
+    const path = /<(.*?)>/.exec(line)?.[1] ?? '';
+    const { model, domain } = this.#setting;
+    if (verb === 'EHLO' || verb === 'LHLO')
+      return this.#setting.diesAtEhlo ? this.#die() : void this.#socket.write(OFFERS);
+    if (verb === 'QUIT') return void this.#socket.end('221 bye\r\n');
+    if (verb === 'MAIL') {
+      this.#sender = path;
+      this.#recipients = [];
+      this.#fault = model.visit(path, domain);
+      this.#early = null;
+      return this.#answer('mail', '250', path);
+    }
+    if (verb === 'RSET') this.#recipients = [];
+    if (verb === 'RCPT') return this.#answer('rcpt', '250', path);
+    if (verb === 'DATA') return this.#answer('data', '354', path);
+    this.#say('250');
+  }
+
+  /** The planned fault, or all is well. */
+  #answer(phase: Fault['phase'], usual: string, path: string): void {
+    const { model, domain } = this.#setting;
+    const fault = this.#fault?.phase === phase ? this.#fault.act : usual;
+    if (fault === 'rst') return this.#die();
+    this.#say(fault);
+    if (fault.startsWith('5')) {
+      const whom = phase === 'mail' ? null : phase === 'rcpt' ? [path] : this.#recipients;
+      model.refused({ phase, sender: this.#sender, domain }, whom);
+    }
+    if (fault === '421') return this.#die('fin');
+    if (phase === 'rcpt' && fault === usual) this.#recipients.push(path);
+    if (phase === 'data' && fault === usual) this.#state = 'body';
+  }
+
+  #body(): boolean {
+    const at = this.#input.indexOf(END);
+    if (at === -1) {
+      const act = this.#fault?.phase === 'body' && this.#early === null ? this.#fault.act : null;
+      if (act === 'rst') this.#die();
+      else if (act !== null) {
+        this.#early = act;
+        if (act.startsWith('5')) this.#refuse(this.#recipients);
+        this.#say(act);
+      }
+      return false;
+    }
+    const wire = this.#input.subarray(0, at + 2);
+    this.#input = this.#input.subarray(at + 5);
+    this.#state = 'commands';
+    if (this.#early === null) this.#afterDelay(() => this.#dot(wire));
+    else if (this.#early === '250') this.#take(wire, this.#recipients, true);
+    return this.#state === 'commands';
+  }
+
+  #afterDelay(answer: () => void): void {
+    const delayMs = this.#fault?.phase === 'dot' ? this.#fault.delayMs : 0;
+    if (delayMs === 0) return answer();
+    this.#state = 'waiting';
+    setTimeout(() => {
+      this.#state = 'commands';
+      answer();
+      while (this.#step());
+    }, delayMs);
+  }
+
+  /** SMTP has one reply for all, LMTP (RFC 2033) one for each. */
+  #dot(wire: Buffer): void {
+    const groups = this.#setting.lmtp ? this.#recipients.map((each) => [each]) : [this.#recipients];
+    const fault = this.#fault?.phase === 'dot' ? this.#fault : null;
+    const faulty = fault === null ? -1 : fault.nth % groups.length;
+    for (const [nth, group] of groups.entries()) {
+      if (nth !== faulty || fault === null) {
+        this.#take(wire, group, true);
+        this.#say('250');
+        continue;
+      }
+      if (!this.#misbehave(fault.act, wire, group, groups.slice(nth).flat())) return;
+    }
+  }
+
+  /** @param rest those from whom an answer is still due. @returns whether the session goes on */
+  #misbehave(act: string, wire: Buffer, group: readonly string[], rest: readonly string[]): boolean {
+    const last = rest.length === group.length;
+    if (act === 'fin after 250') {
+      this.#take(wire, group, true);
+      this.#say('250');
+      // What is not answered then, is neither taken.
+      this.#die('fin');
+      return false;
+    }
+    if (/^\d/.test(act)) {
+      this.#say(act);
+      if (act.startsWith('5')) this.#refuse(group);
+      if (act === '421') this.#die('fin');
+      return act !== '421';
+    }
+    if (act.startsWith('take')) this.#take(wire, rest, false);
+    if (act.endsWith('nonsense')) this.#say('354');
+    if (act.endsWith('stall') || (act.endsWith('nonsense') && !last)) this.#state = 'stuck';
+    // A reset would take with it what was said to others and not read yet.
+    if (act.endsWith('rst')) this.#die(this.#setting.lmtp ? 'fin' : 'rst');
+    return false;
+  }
+
+  #refuse(recipients: readonly string[]): void {
+    const { model, domain } = this.#setting;
+    model.refused({ phase: 'dot', sender: this.#sender, domain }, recipients);
+  }
+
+  #take(wire: Buffer, recipients: readonly string[], told: boolean): void {
+    for (const each of recipients) this.#setting.model.taken(wire, each, told);
+  }
+
+  #say(code: string): void {
+    this.#socket.write(`${code} ${code[0]}.0.0 said\r\n`);
+  }
+
+  #die(how: 'rst' | 'fin' = 'rst'): void {
+    this.#state = 'stuck';
+    if (how === 'rst') this.#socket.resetAndDestroy();
+    else this.#socket.end();
+  }
+}

@@ -1,0 +1,129 @@
+// An upstream of the simulation: a queue that sends a message again until every recipient is told something final, and that
+// itself disappears now and then, in every phase.
+import { setTimeout as sleep } from 'node:timers/promises';
+import { Client } from '../client.ts';
+import type { Chance } from './chance.ts';
+import type { Message, Model } from './model.ts';
+
+/** Of the attempts. */
+const FAULTY = 0.3;
+const FAULTS = [
+  'reset after the envelope',
+  'reset before the body',
+  'reset in the body',
+  'reset behind the dot',
+  'close behind the dot',
+  'deaf',
+  'deaf, with QUIT sent ahead',
+  'QUIT sent ahead',
+  'RSET',
+] as const;
+type Fault = (typeof FAULTS)[number] | null;
+
+const MOST_ATTEMPTS = 60;
+
+export class Upstream {
+  attempts = 0;
+  readonly #port: number;
+  readonly #model: Model;
+  #client: Client | null = null;
+
+  constructor(port: number, model: Model) {
+    this.#port = port;
+    this.#model = model;
+  }
+
+  /** Until every recipient has its reply. */
+  async deliver(message: Message, chance: Chance): Promise<ReadonlyMap<string, string>> {
+    const final = new Map<string, string>();
+    for (let nth = 0; final.size < message.recipients.length; nth++) {
+      if (nth === MOST_ATTEMPTS) throw new Error(`${message.id} comes to no end`);
+      await this.attempt(message, final, chance);
+    }
+    return final;
+  }
+
+  /** @param final whoever is in it is not tried again; whoever is told something final is put there */
+  async attempt(message: Message, final: Map<string, string>, chance: Chance): Promise<void> {
+    const fault = chance.is(FAULTY) ? chance.of(FAULTS) : null;
+    if (this.#client?.closed) this.#client = null;
+    this.#client ??= await Client.hello(this.#port);
+    this.attempts++;
+    this.#model.attempted(message, fault);
+    const goesOn = await this.#transact(this.#client, message, final, { fault, chance });
+    if (goesOn && chance.is(0.7)) return;
+    if (goesOn) await this.#client.command('QUIT');
+    this.close();
+  }
+
+  close(): void {
+    this.#client?.destroy();
+    this.#client = null;
+  }
+
+  /** Whether the session can go on. */
+  async #transact(
+    client: Client,
+    message: Message,
+    final: Map<string, string>,
+    { fault, chance }: { fault: Fault; chance: Chance },
+  ): Promise<boolean> {
+    const accepted = await this.#envelope(client, message, final, chance.is(0.5));
+    if (accepted === null) return false;
+    if (fault === 'reset after the envelope') return this.#reset(client);
+    if (fault === 'RSET' || accepted.length === 0) return (await client.command('RSET')) !== 'closed';
+    const go = await client.command('DATA');
+    if (!go.startsWith('354')) {
+      if (go.startsWith('5')) for (const each of accepted) final.set(each, go);
+      return go !== 'closed' && (await client.command('RSET')) !== 'closed';
+    }
+    if (fault === 'reset before the body') return this.#reset(client);
+    const half = message.wire.length >> 1;
+    const pauses = fault === 'reset in the body' || chance.is(0.4);
+    if (pauses) {
+      client.write(message.wire.subarray(0, half));
+      await sleep(chance.below(4));
+      if (fault === 'reset in the body') return this.#reset(client);
+    }
+    this.#model.completes(message);
+    const ahead = fault === 'QUIT sent ahead' || fault === 'deaf, with QUIT sent ahead';
+    const rest = pauses ? message.wire.subarray(half) : message.wire;
+    client.write(Buffer.concat([rest, Buffer.from(ahead ? '.\r\nQUIT\r\n' : '.\r\n')]));
+    if (fault?.endsWith('behind the dot')) {
+      await sleep(chance.below(5));
+      if (fault.startsWith('reset')) return this.#reset(client);
+      return false;
+    }
+    const reply = await client.reply();
+    if (reply === 'closed') return false;
+    this.#model.answered(message, accepted, reply);
+    if (fault?.startsWith('deaf')) return false;
+    if (/^[25]/.test(reply)) for (const each of accepted) final.set(each, reply);
+    return !ahead;
+  }
+
+  /** The recipients that were accepted; null when the session has ended. */
+  async #envelope(
+    client: Client,
+    { sender, recipients }: Message,
+    final: Map<string, string>,
+    pipelined: boolean,
+  ): Promise<string[] | null> {
+    const left = recipients.filter((each) => !final.has(each));
+    const commands = [`MAIL FROM:<${sender}>`, ...left.map((each) => `RCPT TO:<${each}>`)];
+    if (pipelined) client.write(`${commands.join('\r\n')}\r\n`);
+    const replies: string[] = [];
+    for (const line of commands) replies.push(pipelined ? await client.reply() : await client.command(line));
+    if (replies.includes('closed')) return null;
+    // What is said to RCPT then is of no sender.
+    if (!replies[0]!.startsWith('2')) return [];
+    const answers = left.map((each, nth) => [each, replies[nth + 1]!] as const);
+    for (const [each, reply] of answers) if (reply.startsWith('5')) final.set(each, reply);
+    return answers.filter(([, reply]) => reply.startsWith('2')).map(([each]) => each);
+  }
+
+  #reset(client: Client): false {
+    client.reset();
+    return false;
+  }
+}
