@@ -14,7 +14,7 @@ export type TlsPolicy = 'opportunistic' | 'require' | 'verify' | 'off';
 export type HostPort = Readonly<{ host: string; port: number }>;
 
 /** One `--listen` URL. Port 0 = any free port. */
-export type ListenAddress = Readonly<{ protocol: 'smtp' | 'smtps'; host: string; port: number }>;
+export type ListenAddress = Readonly<{ protocol: 'smtp' | 'smtps' | 'lmtp'; host: string; port: number }>;
 
 /** One `--disable-fast-path-when`: it holds while what it measures is above its limit. */
 export type Condition =
@@ -246,13 +246,14 @@ export const listenUrl: Kind<ListenAddress> = kind(
   (text) => {
     const [, protocol, rest = ''] = /^([a-z]+):\/\/([^/]*)\/?$/i.exec(text) ?? [];
     const scheme = protocol?.toLowerCase();
-    if (scheme === 'lmtp') {
-      throw new BadValue('is not available yet in this version; use smtp:// or smtps://');
+    if (scheme !== 'smtp' && scheme !== 'smtps' && scheme !== 'lmtp') {
+      throw new BadValue('must be smtp://host:port, smtps://host:port or lmtp://host:port');
     }
-    if (scheme !== 'smtp' && scheme !== 'smtps') {
-      throw new BadValue('must be smtp://host:port or smtps://host:port');
-    }
-    return { protocol: scheme, ...parseHostPort(rest, 0) };
+    const address = { protocol: scheme, ...parseHostPort(rest, 0) } as const;
+    // RFC 2033 §5: whoever connects there expects SMTP.
+    if (scheme === 'lmtp' && address.port === 25)
+      throw new BadValue('must not be at port 25, which is for SMTP; 24 is usual for LMTP');
+    return address;
   },
   (address) => `${address.protocol}://${formatHostPort(address)}`,
 );

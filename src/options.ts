@@ -96,7 +96,7 @@ export const OPTIONS = {
       'listen',
       listenUrl,
       ['smtp://127.0.0.1:2525'],
-      'smtp:// or smtps://host:port; port 0 = any free port',
+      'smtp://, smtps:// or lmtp://host:port; port 0 = any free port',
     ),
     atLeastOne: true,
   },

@@ -239,7 +239,7 @@ const NO_SHEET = new Sheet();
 
 /** Whom the replies of a next hop are about: it answers its RCPTs in their order. */
 class LegRecipients {
-  readonly #perRecipient: boolean;
+  #perRecipient: boolean;
   #asked: string[] = [];
   #accepted: string[] = [];
 
@@ -252,10 +252,17 @@ class LegRecipients {
     if (event === 'connect') this.#asked = [];
     if (event === 'rcpt') this.#asked.push(String(detail));
     if (event === 'rcpt') return String(detail);
-    if (event === 'reply') return this.#perRecipient ? this.#accepted.shift() : undefined;
+    if (event === 'reply') return this.#ofFinal(code);
     if (event !== 'rcpt-reply') return undefined;
     const recipient = this.#asked.shift();
     if (recipient !== undefined && code < 300) this.#accepted.push(recipient);
+    return recipient;
+  }
+
+  #ofFinal(code: number): string | undefined {
+    const recipient = this.#perRecipient ? this.#accepted.shift() : undefined;
+    // PRDR: the next ones are for each.
+    this.#perRecipient ||= code === 353;
     return recipient;
   }
 }

@@ -2,7 +2,8 @@
 //   1. each RCPT is routed, its next hop connected to (bounded retries) and asked; the answer is the next hop's own;
 //   2. DATA is answered 354 only when every leg has answered 354;
 //   3. body bytes run to all legs in step; whatever goes wrong here drops all of them without a dot;
-//   4. the upstream's real end of data lets the dots out; the verdict on the replies is the one reply it gets.
+//   4. the upstream's real end of data lets the dots out; the verdict on the replies is the one reply it gets, or (LMTP,
+//      PRDR) each recipient's own.
 // Owns its legs. Every end goes through #end(), which releases them, counts, and writes the one log line.
 import { leastTrustedFirst } from '../downstream/dot-order.ts';
 import { FanOut } from '../downstream/fan-out.ts';
@@ -28,6 +29,7 @@ import {
   transactionAborted,
 } from '../smtp/reply.ts';
 import type { MessageBuffer } from '../spool/buffer.ts';
+import { type Answer, inOrder, settleEach } from '../spool/recipient-replies.ts';
 import type { Result, Spooler } from '../spool/spooler.ts';
 import type { Described, IntakeDeps } from '../spool/stored-transaction.ts';
 import type { TimeLine } from '../time-line.ts';
@@ -217,7 +219,8 @@ export class Transaction {
       dataTimeoutMs: config.dataTimeoutMs,
       ackTimeoutMs: config.ackTimeoutMs,
       independent: this.#hasFallback && room,
-      order: config.dots === 'ordered' && !this.#hasFallback ? (all) => leastTrustedFirst(all, now()) : null,
+      // Where each recipient is told its own outcome, none has to be withheld from the others.
+      order: config.dots === 'ordered' && !this.#hasFallback && !this.#tellsEach ? leastTrustedFirst : null,
       // Kept on disk, an outcome is as good as known.
       onAnswer: ledger.isKept ? (leg, outcomes) => this.#history.settled(zip(leg, outcomes)) : null,
       now,
@@ -304,9 +307,10 @@ export class Transaction {
   }
 
   /** After push() has seen the end: the dots, the acknowledgements, the verdict (claims 22 and 23). */
-  async finish(): Promise<Reply> {
+  async finish(): Promise<Answer> {
     if (this.#state.name !== 'body') throw new Error(`end of data while ${this.#state.name}`);
     const { fanOut, body, began } = this.#state;
+    const taken = this.#tellsEach ? this.#taken() : null;
     const { metrics } = this.#deps;
     metrics.messageSize.observe(body.octets);
     if (this.#held !== null) await this.#letGo();
@@ -327,7 +331,14 @@ export class Transaction {
     const extra = { bytes: body.octets, bodyMs: Math.round(at - began) };
     metrics.messageBytes.add(fanOut.bytesOut, 'out');
     this.#end(decision.result, decision.reply, extra, at);
-    return decision.reply;
+    return taken === null ? { reply: decision.reply, each: null } : inOrder(decision, taken);
+  }
+
+  /** The recipients that the upstream has been told are accepted, in the order of its RCPTs. */
+  #taken(): readonly Recipient[] {
+    return [...this.#records].flatMap(([recipient, { outcome }]) =>
+      outcome === 'accepted' ? [recipient] : [],
+    );
   }
 
   /**
@@ -377,7 +388,7 @@ export class Transaction {
 
   /** --mixed split: whose next hop is the first is decided by the order of the commands, and not of the DNS's answers. */
   #inTurn(routed: RouteResult | Promise<RouteResult>): RouteResult | Promise<RouteResult> {
-    if (this.#deps.config.mixed !== 'split') return routed;
+    if (!this.#splits) return routed;
     const after = this.#routed.then(() => routed);
     this.#routed = after;
     return after;
@@ -395,8 +406,17 @@ export class Transaction {
     if (found.kind !== 'next-hop') return refusalOfRoute(found);
     record.nextHop = found.nextHop.label;
     this.#firstHop ??= found.nextHop.key;
-    if (this.#deps.config.mixed === 'split' && found.nextHop.key !== this.#firstHop) return otherNextHop();
+    if (this.#splits && found.nextHop.key !== this.#firstHop) return otherNextHop();
     return asking.askLeg(this.#legFor(found.nextHop), recipient);
+  }
+
+  get #tellsEach(): boolean {
+    return this.sender.params.prdr === true;
+  }
+
+  /** One reply couldn't tell the truth for another next hop. */
+  get #splits(): boolean {
+    return this.#deps.config.mixed === 'split' && !this.#tellsEach;
   }
 
   get #hasFallback(): boolean {
@@ -488,16 +508,20 @@ export class Transaction {
       this.#records.get(recipient)!.withheldFor(decision.reply);
       this.#deps.metrics.recipientsWithheld.inc();
     }
-    const kept = this.#history.told(decision.reply, results, body, this.#upstreamGone);
+    const kept = this.#history.told(decision, results, body, this.#upstreamGone);
     if (kept !== null) await kept;
     return decision;
   }
 
   async #decide(all: readonly Outcome[], results: readonly Result[], legs: number): Promise<Verdict> {
-    const tee = this.#tee;
-    if (tee === null || !this.#isForSpool(all)) return verdict(all, legs);
+    const tee = this.#isForSpool(all) ? this.#tee : null;
+    if (this.#tellsEach) return await settleEach(results, tee && ((others) => this.#settle(others, tee)));
+    return tee === null ? verdict(all, legs) : await this.#settle(results, tee);
+  }
+
+  #settle(results: readonly Result[], tee: MessageBuffer): Promise<Verdict> {
     this.#tee = null;
-    return await this.#deps.spooler!.settle(this, results, tee);
+    return this.#deps.spooler!.settle(this, results, tee);
   }
 
   /** Whether some must get the message from the spool. An upstream that has gone still has it, and will send it again. */

@@ -1,11 +1,17 @@
 // From what became of each recipient to the one reply that the upstream gets (INTERFACE.md's table; claims 22 and 23).
 // Pure. A 250 means that every recipient's next hop said 2xx to its own final dot; whatever is in doubt is a 4xx,
 // since then the upstream still has the message (RFC 5321 §6.1).
-import { isWithheld, type Outcome } from '../downstream/outcome.ts';
+import { isWithheld, type Outcome, replyTo } from '../downstream/outcome.ts';
 import type { TransactionResult } from '../metrics.ts';
-import { delivered, legLost, mixed, outcomeUnknown, passOn, type Reply } from '../smtp/reply.ts';
+import type { Recipient } from '../smtp/envelope.ts';
+import { delivered, legLost, mixed, type Reply } from '../smtp/reply.ts';
 
-export type Verdict = Readonly<{ reply: Reply; result: TransactionResult }>;
+/** `each`: what each recipient is told where the upstream hears of them by themselves. */
+export type Verdict = Readonly<{
+  reply: Reply;
+  result: TransactionResult;
+  each?: ReadonlyMap<Recipient, Reply>;
+}>;
 
 /**
  * @param outcomes one for each accepted recipient, at least one
@@ -45,18 +51,4 @@ export function refusalOfData(failures: readonly Outcome[]): Reply {
 export function verdictBeforeDots(failure: Outcome, nextHop: string, legs: number): Verdict {
   if (legs === 1 && failure.kind !== 'lost') return verdict([failure], legs);
   return { reply: failure.kind === 'lost' ? replyTo(failure) : legLost(nextHop, 'body'), result: 'deferred' };
-}
-
-function replyTo(failure: Outcome): Reply {
-  switch (failure.kind) {
-    case 'accepted':
-      throw new Error('an accepted recipient is no failure');
-    case 'rejected':
-    case 'deferred':
-      return passOn(failure.reply) ?? legLost('the next hop', 'dot');
-    case 'lost':
-      return failure.dotSent ? outcomeUnknown(failure.nextHop) : legLost(failure.nextHop, failure.phase);
-    default:
-      return failure satisfies never;
-  }
 }

@@ -16,7 +16,7 @@ export type FanOutDeps = Readonly<{
   /** A lost leg costs the others nothing, since its recipients' copies come from a buffer later. */
   independent: boolean;
   /** --dots ordered: which leg is asked first; null: all get their dots at once. */
-  order: ((legs: readonly Leg[]) => readonly Leg[]) | null;
+  order: ((legs: readonly Leg[], nowMs: number) => readonly Leg[]) | null;
   /** What each leg's next hop says to its dot, as soon as it does; null: nobody wants to know. */
   onAnswer: ((leg: Leg, outcomes: readonly Outcome[]) => void) | null;
   now: () => number;
@@ -92,7 +92,7 @@ export class FanOut {
     this.#dotsSent = true;
     if (only !== undefined && others.length === 0) return [await this.#dot(only, last)];
     const { order } = this.#deps;
-    if (order !== null) return await this.#dotsInTurn(order(this.legs));
+    if (order !== null) return await this.#dotsInTurn(order(this.legs, this.#deps.now()));
     return await Promise.all(this.legs.map((leg) => this.#dot(leg, null)));
   }
 

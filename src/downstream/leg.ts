@@ -21,6 +21,7 @@ import { type Introduction, introductionTo, xforwardCommands } from './forward-c
 import type { FailureCause, FailurePhase, HopHealth, NextHopHealth } from './health.ts';
 import { type Outcome, outcomeOf, withheldFrom } from './outcome.ts';
 import type { Admitted, KeptSession, SessionPool } from './pool.ts';
+import { isPrdr, judged } from './prdr.ts';
 import type { DownstreamSession, Exchange } from './session.ts';
 
 export type LegDeps = Readonly<{
@@ -237,16 +238,36 @@ export class Leg {
       const exchange = await reply;
       at = this.#deps.now();
       this.#markReply('reply', at, exchange);
-      outcomes.push(this.#finalOutcome(exchange));
+      if (this.#asksEach && isPrdr(exchange)) {
+        outcomes.push(...(await this.#outcomeOfEach(ackTimeoutMs)));
+        at = this.#deps.now();
+      } else outcomes.push(this.#finalOutcome(exchange));
     }
     this.#timed('dot', at);
     this.#enter('done', at);
     if (outcomes.some(({ kind }) => kind === 'accepted')) this.#health.delivered(at);
     else if (outcomes.some(({ kind }) => kind !== 'lost')) this.#health.refused(at);
-    // SMTP has one reply for all recipients of the leg, LMTP (RFC 2033 §4.2) one for each.
+    // SMTP has one reply for all recipients of the leg, LMTP (RFC 2033 §4.2) and PRDR one for each.
     return this.recipients.map((recipient, at) =>
-      this.#withReport(recipient, outcomes[this.#isLmtp ? at : 0]!),
+      this.#withReport(recipient, outcomes[outcomes.length > 1 ? at : 0]!),
     );
+  }
+
+  /** After a 353. */
+  async #outcomeOfEach(ackTimeoutMs: number): Promise<readonly Outcome[]> {
+    const replies = this.session?.expectFinalReplies(this.recipients.length + 1, ackTimeoutMs) ?? [];
+    const outcomes: Outcome[] = [];
+    for (const reply of replies) {
+      const exchange = await reply;
+      this.#markReply('reply', this.#deps.now(), exchange);
+      outcomes.push(this.#finalOutcome(exchange));
+    }
+    return judged(outcomes.slice(0, -1), outcomes.at(-1)!);
+  }
+
+  /** MAIL had PRDR. */
+  get #asksEach(): boolean {
+    return this.#submission.sender.params.prdr === true && this.session?.capabilities.prdr === true;
   }
 
   /** In place of finish(): the message is not completed here. */

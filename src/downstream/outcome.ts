@@ -1,5 +1,5 @@
 // What a next hop made of one recipient's copy of a message.
-import { type Reply, replyClass } from '../smtp/reply.ts';
+import { legLost, outcomeUnknown, passOn, type Reply, replyClass } from '../smtp/reply.ts';
 
 export type Outcome =
   /** `relayed`: NOTIFY=SUCCESS was asked for, and the next hop has no DSN to report by (RFC 3461 §5.2.2). */
@@ -29,5 +29,20 @@ export function outcomeOf(reply: Reply): Outcome | null {
       return { kind: 'rejected', reply };
     default:
       return null;
+  }
+}
+
+/** What the upstream is told of a recipient who has not got the message, or may not have. */
+export function replyTo(failure: Outcome): Reply {
+  switch (failure.kind) {
+    case 'accepted':
+      throw new Error('an accepted recipient is no failure');
+    case 'rejected':
+    case 'deferred':
+      return passOn(failure.reply) ?? legLost('the next hop', 'dot');
+    case 'lost':
+      return failure.dotSent ? outcomeUnknown(failure.nextHop) : legLost(failure.nextHop, failure.phase);
+    default:
+      return failure satisfies never;
   }
 }

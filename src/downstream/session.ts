@@ -239,10 +239,11 @@ export class DownstreamSession extends Base {
   /**
    * After the 354: expects the final replies (one, or with LMTP one for each recipient; RFC 2033 §4.2), at first
    * without a deadline. One that settles before endOfData() was sent early, and is no acknowledgement.
+   * @param timeoutMs for more of them, which the first has announced (PRDR)
    */
-  expectFinalReplies(count: number): Promise<Exchange>[] {
+  expectFinalReplies(count: number, timeoutMs = NEVER_MS): Promise<Exchange>[] {
     const replies: Promise<Exchange>[] = [];
-    while (replies.length < count) replies.push(this.#expect('dot', NEVER_MS));
+    while (replies.length < count) replies.push(this.#expect('dot', timeoutMs));
     return replies;
   }
 
@@ -379,7 +380,8 @@ export class DownstreamSession extends Base {
       this.once('end', () => reject(this.#openError()));
       this.connect((error) => {
         if (error !== undefined) return reject(this.#openError(error));
-        if (this._ehloLines !== undefined) this.capabilities = parseCapabilities(this._ehloLines);
+        if (this._ehloLines !== undefined)
+          this.capabilities = parseCapabilities(this._ehloLines, this.#options);
         resolve();
       });
     });
@@ -405,7 +407,7 @@ export class DownstreamSession extends Base {
     this._supportedAuth = [];
     this.allowsAuth = false;
     this._parseEhloExtensions(text);
-    this.capabilities = parseCapabilities(this.offers);
+    this.capabilities = parseCapabilities(this.offers, this.#options);
   }
 
   /** A command while the library reads. @throws IntroductionError when the reply isn't `good` */

@@ -15,6 +15,9 @@ import { alreadyDelivered, type Reply, replyClass } from '../smtp/reply.ts';
 import { fingerprintOf } from './fingerprint.ts';
 import type { Entry, Fate, Ledger } from './ledger.ts';
 
+/** One reply for all; or with `each` their own ones, and then it is 2xx if anybody's is. */
+type Said = Readonly<{ reply: Reply; each?: ReadonlyMap<Recipient, Reply> | undefined }>;
+
 export type RecipientOutcome = Readonly<{ recipient: Recipient; outcome: Outcome | null }>;
 
 export class MessageHistory {
@@ -32,7 +35,7 @@ export class MessageHistory {
   /** Outcomes on their way to the disk. */
   #settling: Promise<unknown> = Promise.resolve();
   /** What the upstream was told last, and who is covered by it. */
-  #told: { reply: Reply; recipients: readonly Recipient[] } | null = null;
+  #told: (Said & { recipients: readonly Recipient[] }) | null = null;
 
   constructor(ledger: Ledger, sender: Sender, client: Client) {
     this.#ledger = ledger;
@@ -120,13 +123,13 @@ export class MessageHistory {
    * @returns a promise where something must be on disk before the reply leaves
    */
   told(
-    reply: Reply,
+    { reply, each }: Said,
     outcomes: readonly RecipientOutcome[],
     body: MessageBody,
     upstreamGone: boolean,
   ): Promise<unknown> | null {
     this.#body = body;
-    this.#told = { reply, recipients: outcomes.map(({ recipient }) => recipient) };
+    this.#told = { reply, each, recipients: outcomes.map(({ recipient }) => recipient) };
     if (replyClass(reply) === 2) {
       if (upstreamGone) this.vanished();
       return null;
@@ -148,9 +151,14 @@ export class MessageHistory {
 
   /** The connection has ended, and no later command came. */
   vanished(): void {
-    if (this.#told !== null && replyClass(this.#told.reply) === 2)
-      for (const recipient of this.#told.recipients) void this.#put(recipient, { kind: 'delivered' });
+    const told = this.#told;
     this.#told = null;
+    if (told === null || replyClass(told.reply) !== 2) return;
+    for (const recipient of told.recipients) {
+      const its = told.each?.get(recipient) ?? told.reply;
+      if (replyClass(its) === 2) void this.#put(recipient, { kind: 'delivered' });
+      else this.#forget(recipient);
+    }
   }
 
   #forgetAll(recipients: readonly Recipient[]): void {

@@ -1,5 +1,5 @@
 // MAIL and RCPT command lines as values (RFC 5321 §4.1.1.2, §4.1.1.3, §4.1.2; RFC 6531 for non-ASCII addresses), with
-// the parameters of SIZE (RFC 1870), 8BITMIME (RFC 6152), SMTPUTF8 and DSN (RFC 3461).
+// the parameters of SIZE (RFC 1870), 8BITMIME (RFC 6152), SMTPUTF8, DSN (RFC 3461) and PRDR.
 // The grammar is kept to the letter: what a next hop could read in another way is refused here. Domains become
 // A-labels in lower case, local parts stay as they came. A bad line parses to the reply that refuses it; nothing throws.
 import { isAscii, isUtf8 } from 'node:buffer';
@@ -34,6 +34,8 @@ export type MailParams = Readonly<{
   ret: 'FULL' | 'HDRS' | null;
   /** Decoded; printable ASCII. */
   envid: string | null;
+  /** Each recipient's own reply after the final dot was asked for, by PRDR (draft-hall-prdr) or by speaking LMTP. */
+  prdr?: true;
 }>;
 
 export type RcptParams = Readonly<{
@@ -223,6 +225,7 @@ const MAIL_PARAMETERS: Readers<MailParams> = new Map<string, Reader<MailParams>>
   ['AUTH', (value) => (value === null ? null : {})],
   ['RET', (value) => oneOf(value, ['FULL', 'HDRS'], (ret) => ({ ret }))],
   ['ENVID', readEnvid],
+  ['PRDR', (value) => (value === null ? { prdr: true } : null)],
 ]);
 
 const RCPT_PARAMETERS: Readers<RcptParams> = new Map<string, Reader<RcptParams>>([

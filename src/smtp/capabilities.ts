@@ -12,13 +12,18 @@ export type Capabilities = Readonly<{
   eightBitMime: boolean;
   smtputf8: boolean;
   dsn: boolean;
+  /** Per-recipient data responses, as Exim has them. */
+  prdr: boolean;
 }>;
 
 /** After a HELO. */
 export const NO_CAPABILITIES: Capabilities = parseCapabilities([]);
 
-/** @param lines of the EHLO reply after the first, without codes */
-export function parseCapabilities(lines: readonly string[]): Capabilities {
+/**
+ * @param lines of the EHLO reply after the first, without codes
+ * @param options `lmtp`: the server answers for each recipient without PRDR
+ */
+export function parseCapabilities(lines: readonly string[], options: { lmtp?: boolean } = {}): Capabilities {
   const offered = new Map<string, string>();
   for (const line of lines) {
     const [keyword = '', argument = ''] = line.trim().toUpperCase().split(/\s+/);
@@ -34,6 +39,7 @@ export function parseCapabilities(lines: readonly string[]): Capabilities {
     eightBitMime: offered.has('8BITMIME'),
     smtputf8: offered.has('SMTPUTF8'),
     dsn: offered.has('DSN'),
+    prdr: offered.has('PRDR') && options.lmtp !== true,
   });
 }
 
@@ -58,6 +64,7 @@ export function mailCommand(mailbox: Mailbox | null, params: MailParams, offered
     if (params.ret !== null) words.push(`RET=${params.ret}`);
     if (params.envid !== null) words.push(`ENVID=${encodeXtext(params.envid)}`);
   }
+  if (params.prdr && offered.prdr) words.push('PRDR');
   return words.join(' ');
 }
 

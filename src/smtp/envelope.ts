@@ -18,6 +18,8 @@ export type Client = Readonly<{
   /** False after HELO. */
   extended: boolean;
   tls: Readonly<{ version: string; cipher: string }> | null;
+  /** It speaks LMTP. */
+  lmtp?: boolean;
   /** The message's id where it comes from, told by XFORWARD. */
   ident?: string;
   /** The one connected, where it has told of another by XFORWARD: it is who the message was received from (RFC 5321 §4.4). */

@@ -2,7 +2,7 @@
 // message that runs through, since a loop shows in their number (RFC 5321 §6.3).
 // What a peer has said goes into our line only as harmless printable ASCII of bounded length. Nothing here throws.
 
-export type ProtocolKeyword = 'SMTP' | 'ESMTP' | 'ESMTPS' | 'UTF8SMTP' | 'UTF8SMTPS';
+export type ProtocolKeyword = 'SMTP' | `${'E' | 'UTF8'}SMTP${'' | 'S'}` | `${'' | 'UTF8'}LMTP${'' | 'S'}`;
 
 export type ReceivedFacts = Readonly<{
   /** The EHLO argument, as the client gave it. */
@@ -50,10 +50,12 @@ export function protocolKeyword(session: {
   ehlo: boolean;
   tls: boolean;
   smtputf8: boolean;
+  lmtp?: boolean;
 }): ProtocolKeyword {
+  const secured = session.tls ? 'S' : '';
+  if (session.lmtp) return `${session.smtputf8 ? 'UTF8' : ''}LMTP${secured}`;
   if (!session.ehlo) return 'SMTP';
-  if (session.smtputf8) return session.tls ? 'UTF8SMTPS' : 'UTF8SMTP';
-  return session.tls ? 'ESMTPS' : 'ESMTP';
+  return `${session.smtputf8 ? 'UTF8' : 'E'}SMTP${secured}`;
 }
 
 function word(text: string): string {

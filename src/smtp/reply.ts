@@ -128,7 +128,8 @@ function always(fixed: Reply): () => Reply {
 // ---- The session ----
 
 /** RFC 2034 §4: neither the greeting nor the answer to HELO or EHLO has an enhanced status. */
-export const greeting = (hostname: string) => reply(220, null, `${hostname} ESMTP cutthrough`);
+export const greeting = (hostname: string, protocol: 'ESMTP' | 'LMTP' = 'ESMTP') =>
+  reply(220, null, `${hostname} ${protocol} cutthrough`);
 export const helo = (hostname: string) => reply(250, null, hostname);
 export const ehlo = (hostname: string, keywords: readonly string[]) =>
   reply(250, null, hostname, ...keywords);
@@ -152,6 +153,8 @@ export const bodyAfterRefusal = () =>
 // ---- Commands that can't be carried out ----
 
 export const commandUnknown = () => reply(500, '5.5.2', 'command not recognized');
+/** RFC 2033 §4.1: LMTP has LHLO in the place of EHLO and HELO, and only LMTP has it. */
+export const otherHello = (known: string) => reply(500, '5.5.1', `not known here, say ${known}`);
 export const commandNotImplemented = () => reply(502, '5.5.1', 'command not implemented');
 export const lineTooLong = () => reply(500, '5.5.2', 'line too long');
 /** RFC 5321 §2.3.8: only CRLF ends a line. */
@@ -210,6 +213,8 @@ export function nextHopBusy(label: string): Reply {
 
 export const startData = always(reply(354, null, 'start mail input; end with <CRLF>.<CRLF>'));
 export const noValidRecipients = () => reply(554, '5.5.1', 'no valid recipients');
+/** RFC 2033 §4.2. */
+export const noRecipientsForLmtp = () => reply(503, '5.5.1', 'no valid recipients');
 export const overloadedData = () => reply(451, '4.3.2', 'too many messages under way, try again later');
 /** Bare CR, bare LF or NUL in the message. */
 export const bareNewline = () =>
@@ -237,6 +242,14 @@ export function mixed(counts: Readonly<{ accepted: number; total: number; tempor
     ? reply(451, '4.5.0', `${text}; try again later for the others`)
     : reply(554, '5.5.0', `${text}; permanently refused for the others`);
 }
+
+// ---- Each recipient's own reply ----
+
+/** PRDR: one reply for each recipient follows, then the one to the message as a whole. */
+export const prdrBegins = always(reply(353, null, 'a reply for each recipient follows'));
+/** PRDR's last: it confirms what each was told. */
+export const acceptedFor = (accepted: number, total: number) =>
+  reply(250, '2.0.0', `message accepted for ${accepted} of ${total} recipients`);
 
 // ---- The ledger ----
 

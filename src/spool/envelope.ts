@@ -72,7 +72,8 @@ const MAILBOX = z.strictObject({
 
 const SENDER = z.strictObject({
   mailbox: MAILBOX.nullable(),
-  params: z.strictObject({
+  // Strips PRDR, which was between the client and us.
+  params: z.object({
     size: COUNT.nullable(),
     body: z.enum(['7BIT', '8BITMIME']).nullable(),
     smtputf8: z.boolean(),

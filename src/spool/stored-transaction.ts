@@ -28,6 +28,7 @@ import { type RecipientRecord, TransactionRecord } from '../transaction-record.t
 import { Wait, type WaitLimit } from '../wait.ts';
 import type { MessageBuffer } from './buffer.ts';
 import { type DeliveryDeps, deliver } from './delivery.ts';
+import { type Answer, inOrder, type SettledEach, settleEach } from './recipient-replies.ts';
 import type { Result, Settled, Spooler } from './spooler.ts';
 
 /** What every transaction is given; the same for all of a session. */
@@ -201,14 +202,15 @@ export class StoredTransaction {
     return { end, ready: buffer.write(pieces)?.catch(() => {}) ?? null };
   }
 
-  async finish(): Promise<Reply> {
+  /** As Transaction's. */
+  async finish(): Promise<Answer> {
     if (this.#state.name !== 'body') throw new Error(`end of data while ${this.#state.name}`);
     const { buffer, body } = this.#state;
     const { metrics, spooler } = this.#deps;
     this.#state = { name: 'delivering', buffer, body };
     metrics.messageSize.observe(body.octets);
     this.#refusal ??= this.#repetition(body);
-    let settled: Settled;
+    let settled: Settled | SettledEach;
     if (this.#refusal !== null) {
       await spooler.discard(buffer);
       settled = {
@@ -222,7 +224,25 @@ export class StoredTransaction {
       settled = await this.#deliverOrKeep(buffer, body);
     }
     this.#end(settled.result, settled.reply, { bytes: body.octets });
-    return settled.reply;
+    if (!this.#tellsEach) return { reply: settled.reply, each: null };
+    const taken = this.#targets.map(({ recipient }) => recipient);
+    return inOrder(settled, taken);
+  }
+
+  get #tellsEach(): boolean {
+    return this.sender.params.prdr === true;
+  }
+
+  /** Whoever is told of a refusal needs no notification: the message is settled for the others. */
+  async #settle(
+    results: readonly Result[],
+    buffer: MessageBuffer,
+    settle: (results: readonly Result[]) => Promise<Settled>,
+  ): Promise<Settled | SettledEach> {
+    if (!this.#tellsEach) return await settle(results);
+    if (results.every(({ outcome }) => outcome?.kind === 'rejected'))
+      await this.#deps.spooler.discard(buffer);
+    return await settleEach(results, settle);
   }
 
   async #deliverOrKeep(buffer: MessageBuffer, body: MessageBody): Promise<Settled> {
@@ -230,11 +250,11 @@ export class StoredTransaction {
     const results = this.#untried();
     const nobody = results.every(({ outcome }) => outcome !== null);
     if (!nobody && fastPathEnabled()) return await this.#deliverFirst(buffer, body);
-    const settled = nobody
-      ? await spooler.settle(this, results, buffer)
-      : await spooler.keep(this, results, buffer);
+    const settled = await this.#settle(results, buffer, (those) =>
+      nobody ? spooler.settle(this, those, buffer) : spooler.keep(this, those, buffer),
+    );
     this.#noteKnown();
-    await this.#history.told(settled.reply, results, body, this.#upstreamGone);
+    await this.#history.told(settled, results, body, this.#upstreamGone);
     return settled;
   }
 
@@ -299,16 +319,16 @@ export class StoredTransaction {
     clearTimeout(timer);
     if (this.#upstreamGone) {
       const ends = await all;
-      await this.#tell(transactionAborted(), ends, body);
+      await this.#tell({ reply: transactionAborted() }, ends, body);
       await spooler.discard(buffer);
       const delivered = ends.every(({ outcome }) => outcome?.kind === 'accepted');
       return { reply: transactionAborted(), result: delivered ? 'delivered' : 'aborted' };
     }
     const now = [...results.values()];
-    const settled = ended
-      ? await spooler.settle(this, now, buffer)
-      : await spooler.keep(this, now, buffer, all);
-    await this.#tell(settled.reply, now, body);
+    const settled = await this.#settle(now, buffer, (those) =>
+      ended ? spooler.settle(this, those, buffer) : spooler.keep(this, those, buffer, restOf(all, those)),
+    );
+    await this.#tell(settled, now, body);
     return settled;
   }
 
@@ -357,10 +377,14 @@ export class StoredTransaction {
   }
 
   /** What is known when the upstream gets its reply, for the log and for the ledger. */
-  async #tell(reply: Reply, results: readonly Result[], body: MessageBody): Promise<void> {
+  async #tell(
+    said: Readonly<{ reply: Reply; each?: ReadonlyMap<Recipient, Reply> }>,
+    results: readonly Result[],
+    body: MessageBody,
+  ): Promise<void> {
     for (const [at, { outcome }] of results.entries()) this.#targets[at]!.record.ended(outcome);
     this.#noteKnown();
-    await this.#history.told(reply, results, body, this.#upstreamGone);
+    await this.#history.told(said, results, body, this.#upstreamGone);
   }
 
   #noteKnown(): void {
@@ -379,4 +403,10 @@ export class StoredTransaction {
     this.#record.end(result, answer, extra);
     this.#deps.onEnd(this);
   }
+}
+
+/** What becomes of `those` in the end, in their order. */
+async function restOf(all: Promise<readonly Result[]>, those: readonly Result[]): Promise<readonly Result[]> {
+  const asked = new Set(those.map(({ recipient }) => recipient));
+  return (await all).filter(({ recipient }) => asked.has(recipient));
 }

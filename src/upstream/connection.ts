@@ -1,4 +1,5 @@
-// One upstream session (RFC 5321 §3): commands in, replies out, at most one transaction at a time.
+// One upstream session (RFC 5321 §3; RFC 2033 where it is LMTP): commands in, replies out, at most one transaction at a
+// time.
 //
 // smtp-server's connection does the socket's life, the greeting and STARTTLS; every command that matters is answered
 // here, since the library's replies, address rules and immediate 354 are not ours. RCPTs that the upstream pipelines
@@ -15,12 +16,14 @@ import type { Transaction } from '../cut-through/transaction.ts';
 import { Deadline } from '../deadline.ts';
 import { classLabel, type Metrics } from '../metrics.ts';
 import { readInPlace } from '../read-in-place.ts';
-import { decodeCommandLine, parseMail, parseRcpt } from '../smtp/address.ts';
+import { decodeCommandLine, type MailParams, parseMail, parseRcpt } from '../smtp/address.ts';
 import type { Client, Recipient, Sender } from '../smtp/envelope.ts';
 import * as replies from '../smtp/reply.ts';
 import { formatReply, type Reply, replyClass } from '../smtp/reply.ts';
+import type { Answer } from '../spool/recipient-replies.ts';
 import type { StoredTransaction } from '../spool/stored-transaction.ts';
 import type { Admission } from './admission.ts';
+import { finalReplies } from './final-replies.ts';
 import { WireStream } from './wire-stream.ts';
 import {
   forwardedClient,
@@ -37,6 +40,8 @@ export type SessionContext = Readonly<{
   admission: Admission;
   metrics: Metrics;
   log: Logger;
+  /** LMTP is spoken here, and no SMTP. */
+  lmtp: boolean;
   /** STARTTLS is offered: there is a certificate, and the listener is not TLS already. */
   startTls: boolean;
   /** DSN is offered: it can be honoured at every next hop. */
@@ -65,6 +70,7 @@ const VERBS = new Set([
   'EHLO',
   'HELO',
   'HELP',
+  'LHLO',
   'MAIL',
   'NOOP',
   'QUIT',
@@ -142,8 +148,9 @@ export class UpstreamConnection extends SMTPConnection {
       port: this.remotePort,
       name: this.#clientName,
       helo: this.hostNameAppearsAs || '',
-      extended: this.openingCommand === 'EHLO',
+      extended: this.openingCommand === 'EHLO' || this.openingCommand === 'LHLO',
       tls,
+      lmtp: this.#context.lmtp,
       localAddress: this.localAddress,
       localPort: this.localPort,
     };
@@ -190,7 +197,7 @@ export class UpstreamConnection extends SMTPConnection {
   }
 
   override _sendGreeting(): void {
-    this.#say('', replies.greeting(this.name));
+    this.#say('', this.#greeting());
     const resume = this.#beforeGreeting;
     this.#beforeGreeting = null;
     resume?.();
@@ -252,6 +259,7 @@ export class UpstreamConnection extends SMTPConnection {
     switch (verb) {
       case 'EHLO':
       case 'HELO':
+      case 'LHLO':
         return this.#onHello(verb, args, next);
       case 'MAIL':
         return this.#answer(verb, this.#onMail(text), next);
@@ -280,7 +288,10 @@ export class UpstreamConnection extends SMTPConnection {
     }
   }
 
-  #onHello(verb: 'EHLO' | 'HELO', args: string, next: Resume): void {
+  #onHello(verb: 'EHLO' | 'HELO' | 'LHLO', args: string, next: Resume): void {
+    const { lmtp } = this.#context;
+    if (lmtp !== (verb === 'LHLO'))
+      return this.#answer(verb, replies.otherHello(lmtp ? 'LHLO' : 'EHLO'), next);
     if (args === '' || /\s/.test(args)) return this.#answer(verb, replies.syntax(`${verb} hostname`), next);
     // RFC 5321 §4.1.4: a later EHLO resets as RSET does.
     this.#endTransaction();
@@ -292,17 +303,24 @@ export class UpstreamConnection extends SMTPConnection {
     if (this.#context.startTls && !this.secure) keywords.push('STARTTLS');
     // RFC 9422 §4: how a client knows to split before it is told to.
     const { mode, mixed, maxRecipients } = this.#context.config;
-    if (mode === 'cut-through' && mixed === 'split')
+    if (mode === 'cut-through' && mixed === 'split' && !lmtp)
       keywords.push(`LIMITS RCPTMAX=${maxRecipients} RCPTDOMAINMAX=1`);
+    if (this.#offersPrdr) keywords.push('PRDR');
     keywords.push('ENHANCEDSTATUSCODES');
     if (this.#context.admission.mayAnnounce(this.remoteAddress))
       keywords.push(XCLIENT_KEYWORD, XFORWARD_KEYWORD);
     this.#answer(verb, replies.ehlo(this.name, keywords), next);
   }
 
+  /** Per-recipient data responses: LMTP has them by itself, and the spool modes give one 250. */
+  get #offersPrdr(): boolean {
+    const { config, lmtp } = this.#context;
+    return !lmtp && config.mode === 'cut-through' && this.openingCommand === 'EHLO';
+  }
+
   #onMail(text: string): Reply {
-    const { config } = this.#context;
-    if (!this.hostNameAppearsAs) return replies.badSequence('send EHLO first');
+    const { config, lmtp } = this.#context;
+    if (!this.hostNameAppearsAs) return replies.badSequence(`send ${lmtp ? 'LHLO' : 'EHLO'} first`);
     if (config.requireTls && !this.secure) return replies.mustStartTls();
     if (this.#transaction !== null) return replies.badSequence('nested MAIL command');
     const refused = this.#context.refusesMail();
@@ -312,8 +330,9 @@ export class UpstreamConnection extends SMTPConnection {
     // RFC 1870 §6.1.
     if ((parsed.params.size ?? 0) > config.maxMessageBytes)
       return replies.messageTooBig(config.maxMessageBytes);
-    const sender = { mailbox: parsed.mailbox, params: parsed.params };
-    this.#transaction = this.#context.newTransaction(sender, this.client);
+    if (parsed.params.prdr && !this.#offersPrdr) return replies.unknownParameter('PRDR');
+    const params: MailParams = lmtp ? { ...parsed.params, prdr: true } : parsed.params;
+    this.#transaction = this.#context.newTransaction({ mailbox: parsed.mailbox, params }, this.client);
     return replies.senderOk();
   }
 
@@ -352,6 +371,8 @@ export class UpstreamConnection extends SMTPConnection {
     const transaction = this.#transaction;
     if (args !== '') return this.#answer('DATA', replies.syntax('DATA takes no argument'), next);
     if (transaction === null) return this.#refuseData(replies.badSequence('need MAIL first'), next);
+    if (this.#context.lmtp && transaction.recipientCount === 0)
+      return this.#refuseData(replies.noRecipientsForLmtp(), next);
     const refusal = await transaction.startData().catch((error: unknown) => this.#bug(error));
     if (this._closing || this._closed) return;
     if (refusal !== null) {
@@ -390,10 +411,10 @@ export class UpstreamConnection extends SMTPConnection {
     const socket = this._socket;
     socket.allowHalfOpen = true;
     const onEnd = () => transaction.mayBeGone();
-    const finished = transaction.finish().catch((error: unknown) => this.#bug(error));
+    const finished = transaction.finish().catch((error: unknown) => this.#unfinished(transaction, error));
     if (socket.readableEnded) onEnd();
     else socket.once('end', onEnd);
-    const reply = await finished;
+    const answer = await finished;
     socket.off('end', onEnd);
     this.#forgetTransaction();
     if (this._closing || this._closed) return transaction.vanished();
@@ -401,11 +422,25 @@ export class UpstreamConnection extends SMTPConnection {
     this.#unconfirmed?.vanished();
     this.#unconfirmed = transaction;
     this.#sentAhead = (this._parser as WireStream).octets + socket.readableLength;
-    this.#answer('DATA', reply, () => {
+    this.#answerAll(finalReplies(answer, this.#context.lmtp), () => {
       this.#nextCommand(resume);
       if (socket.readableEnded) socket.end();
       else socket.allowHalfOpen = false;
     });
+  }
+
+  #unfinished({ sender, recipientCount }: MailTransaction, error: unknown): Answer {
+    const reply = this.#bug(error);
+    return { reply, each: sender.params.prdr ? Array(recipientCount).fill(reply) : null };
+  }
+
+  /** In one write: who reads the first has them all. */
+  #answerAll(answers: readonly Reply[], next: Resume): void {
+    const socket = this._socket;
+    if (answers.length > 1) socket.cork();
+    for (const each of answers) this.#say('DATA', each);
+    if (answers.length > 1) socket.uncork();
+    if (!this._closing) this.#whenRead(next);
   }
 
   #onStartTls(args: string, next: Resume): void {
@@ -435,7 +470,11 @@ export class UpstreamConnection extends SMTPConnection {
     this.hostNameAppearsAs = helo || false;
     this.openingCommand = extended ? 'EHLO' : false;
     this.#trusted = this.#context.admission.isTrusted(this.remoteAddress);
-    return replies.greeting(this.name);
+    return this.#greeting();
+  }
+
+  #greeting(): Reply {
+    return replies.greeting(this.name, this.#context.lmtp ? 'LMTP' : 'ESMTP');
   }
 
   /** Postfix's XFORWARD_README: in any number of commands, until the transaction is over. */

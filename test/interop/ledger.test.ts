@@ -31,7 +31,8 @@ const UPSTREAMS = {
   exim: (proxy: number): Promise<Upstream> =>
     Exim.start({
       router: recipe('exim-router', { 2525: proxy }),
-      transport: recipe('exim-transport', {}),
+      // With PRDR it hears of each recipient, see each-recipient.test.ts.
+      transport: `${recipe('exim-transport', {})}  hosts_try_prdr =\n`,
     }),
 };
 

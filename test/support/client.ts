@@ -37,6 +37,13 @@ export class Client {
     return client;
   }
 
+  /** The same at an LMTP listener. */
+  static async lhlo(port: number): Promise<Client> {
+    const client = await Client.connect(port);
+    await client.command('LHLO client.example');
+    return client;
+  }
+
   write(text: string | Buffer): void {
     this.socket.write(text);
   }
@@ -56,6 +63,12 @@ export class Client {
       lines.push(line);
       if (line[3] !== '-') return lines.join('\n');
     }
+  }
+
+  async replies(count: number): Promise<string[]> {
+    const replies: string[] = [];
+    while (replies.length < count) replies.push(await this.reply());
+    return replies;
   }
 
   /** Envelope and DATA; gives the reply to DATA. */

@@ -5,7 +5,7 @@ import net, { type AddressInfo, type Socket } from 'node:net';
 import { createSecureContext, type SecureContextOptions, TLSSocket } from 'node:tls';
 
 export type Phase = 'greeting' | 'ehlo' | 'mail' | 'rcpt' | 'data' | 'body' | 'dot';
-type Scripted = Phase | 'xclient' | 'xforward' | 'rset';
+type Scripted = Phase | 'xclient' | 'xforward' | 'rset' | 'overall';
 
 /** A reply (without CRLF; several lines joined by \n), or what to do instead of replying. */
 export type Act =
@@ -14,13 +14,16 @@ export type Act =
   | { act: 'dribble'; text: string; everyMs: number }
   | { act: 'delay'; ms: number; next: Act };
 
-export type Received = { mail: string; rcpts: string[]; body: Buffer; helo: string };
+/** `taken`: the recipients (as in `rcpts`) that were told 2xx for it. */
+export type Received = { mail: string; rcpts: string[]; taken: string[]; body: Buffer; helo: string };
 
 export type SinkOptions = {
   /** By phase; a function sees the command line and how often the phase was reached on this server. */
   script?: Partial<Record<Scripted, Act | ((line: string, nth: number, session: SinkSession) => Act | null)>>;
   extensions?: string[] | ((session: SinkSession) => string[]);
   lmtp?: boolean;
+  /** Where MAIL has PRDR: 353, `dot` for each recipient, then `overall`. */
+  prdr?: boolean;
   /** A PROXY header (version 2) is read before anything else. */
   proxyProtocol?: boolean;
   /** STARTTLS is taken, or with `implicit` TLS begins at once. */
@@ -128,6 +131,17 @@ export class Sink {
     const perform = (phase: Scripted, line: string, fallback: string) =>
       this.#perform(session, phase, line, fallback);
 
+    const answer = (): string[] => {
+      const asked = this.#options.prdr === true && / PRDR\b/.test(mail);
+      const accepts = (said: string | null) => said?.startsWith('2') ?? false;
+      if (!asked && !this.#options.lmtp) return accepts(perform('dot', '', '250 2.0.0 queued')) ? rcpts : [];
+      if (asked) this.#do(session, '353 go on');
+      const taken = rcpts.filter((rcpt) => accepts(perform('dot', rcpt, '250 2.0.0 queued')));
+      if (!asked) return taken;
+      const overall = taken.length > 0 ? '250 2.0.0 accepted' : '550 5.7.1 refused by all';
+      return accepts(perform('overall', '', overall)) ? taken : [];
+    };
+
     const onBody = () => {
       const joined = Buffer.concat([body, buffer]);
       session.bodyOctets = joined.length;
@@ -146,17 +160,12 @@ export class Sink {
       const end = first === 0 ? 0 : at + 2;
       session.sawDot = true;
       this.#log('dot');
-      const message = { mail, rcpts, body: joined.subarray(0, end), helo: session.helo };
       buffer = joined.subarray(end + 3);
       inBody = false;
       body = Buffer.alloc(0);
-      const count = this.#options.lmtp ? rcpts.length : 1;
-      let accepted = false;
-      for (let i = 0; i < count; i++) {
-        const said = perform('dot', this.#options.lmtp ? rcpts[i]! : '', '250 2.0.0 queued');
-        if (said !== null && /^2/.test(said)) accepted = true;
-      }
-      if (accepted) this.messages.push(message);
+      const taken = answer();
+      if (taken.length > 0)
+        this.messages.push({ mail, rcpts, taken, body: joined.subarray(0, end), helo: session.helo });
       mail = '';
       rcpts = [];
     };
@@ -172,7 +181,7 @@ export class Sink {
           session.helo = line.slice(5);
           const { extensions = DEFAULT_EXTENSIONS } = this.#options;
           const offers = typeof extensions === 'function' ? extensions(session) : extensions;
-          const lines = ['sink.example', ...offers];
+          const lines = ['sink.example', ...offers, ...(this.#options.prdr ? ['PRDR'] : [])];
           const last = lines.length - 1;
           perform('ehlo', line, lines.map((text, i) => `250${i === last ? ' ' : '-'}${text}`).join('\n'));
           return;

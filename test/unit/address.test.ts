@@ -190,6 +190,7 @@ describe('MAIL parameters', () => {
     [' RET=full ENVID=a+2Bb+3D+20c', { ...none, ret: 'FULL', envid: 'a+b= c' }],
     [' AUTH=<>', none],
     [' AUTH=a+40b', none],
+    [' PRDR', { ...none, prdr: true }],
     [` ENVID=${'x'.repeat(100)}`, { ...none, envid: 'x'.repeat(100) }],
   ])('takes %j', (words, params) => {
     expect(parseMail(`MAIL FROM:<a@b.example>${words}`)).toMatchObject({ ok: true, params });

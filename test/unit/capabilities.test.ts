@@ -14,7 +14,7 @@ const codePoint = fc.oneof(fc.nat(0x7f), fc.nat(0x9f), fc.nat(0x10ffff));
 /** Control characters, surrogates and all; fast-check's own unit for that takes a second to build. */
 const anyCharacter = codePoint.map((point) => String.fromCodePoint(point));
 
-const EVERYTHING = parseCapabilities(['PIPELINING', 'SIZE 5000', '8BITMIME', 'SMTPUTF8', 'DSN']);
+const EVERYTHING = parseCapabilities(['PIPELINING', 'SIZE 5000', '8BITMIME', 'SMTPUTF8', 'DSN', 'PRDR']);
 
 function sender(line: string) {
   const parsed = parseMail(`MAIL FROM:${line}`);
@@ -30,12 +30,13 @@ function recipient(line: string) {
 
 describe('parseCapabilities', () => {
   it('reads keywords in any case', () => {
-    expect(parseCapabilities(['pipelining', '8BitMIME', 'SMTPUTF8', 'dsn', 'StartTLS'])).toEqual({
+    expect(parseCapabilities(['pipelining', '8BitMIME', 'SMTPUTF8', 'dsn', 'StartTLS', 'prdr'])).toEqual({
       ...NO_CAPABILITIES,
       pipelining: true,
       eightBitMime: true,
       smtputf8: true,
       dsn: true,
+      prdr: true,
     });
   });
 
@@ -58,6 +59,10 @@ describe('parseCapabilities', () => {
     expect(parseCapabilities([line])).toMatchObject({ sizeOffered: true, size });
   });
 
+  it('asks no LMTP server for PRDR, which would answer each recipient twice', () => {
+    expect(parseCapabilities(['PRDR'], { lmtp: true }).prdr).toBe(false);
+  });
+
   it('takes whatever a peer sends', () => {
     fc.assert(
       fc.property(fc.array(fc.string({ unit: anyCharacter })), (lines) => {
@@ -68,7 +73,7 @@ describe('parseCapabilities', () => {
 });
 
 describe('mailCommand', () => {
-  const all = '<s@a.example> SIZE=100 BODY=8BITMIME SMTPUTF8 RET=HDRS ENVID=a+2Bb';
+  const all = '<s@a.example> SIZE=100 BODY=8BITMIME SMTPUTF8 RET=HDRS ENVID=a+2Bb PRDR';
 
   it.each<[string, string, Capabilities, string]>([
     ['says all that is offered', all, EVERYTHING, `MAIL FROM:${all}`],

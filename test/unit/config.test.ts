@@ -215,8 +215,8 @@ describe('bad values are named with what to write instead', () => {
     ['hostname', `${'a'.repeat(64)}.example`, 'must be a domain'],
     ['listen', 'smtp://127.0.0.1', 'needs a port'],
     ['listen', 'smtp://127.0.0.1:70000', 'port from 0 to 65535'],
-    ['listen', '127.0.0.1:25', 'must be smtp://host:port or smtps://host:port'],
-    ['listen', 'lmtp://127.0.0.1:24', 'is not available yet in this version; use smtp:// or smtps://'],
+    ['listen', '127.0.0.1:25', 'must be smtp://host:port, smtps://host:port or lmtp://host:port'],
+    ['listen', 'lmtp://127.0.0.1:25', 'must not be at port 25'],
     ['trust', '10.0.0.0/33', 'must be an address or a network'],
     ['trust', '10.0.0/8', 'must be an address or a network'],
     ['trust', '::1/129', 'must be an address or a network'],
@@ -631,7 +631,7 @@ test('the config is frozen to the bottom', () => {
 describe('describeConfig', () => {
   const PINNED = 'b.test=smtp://10.0.0.6:25?sni=mx.b.test&ca=/etc/ssl/a%2Cb%26c.pem,smtp://c.test:25?sni=c';
   const flags = {
-    listen: ['smtp://[::1]:0', 'smtps://127.0.0.1:465'],
+    listen: ['smtp://[::1]:0', 'smtps://127.0.0.1:465', 'lmtp://127.0.0.1:24'],
     http: 'off',
     trust: ['none'],
     proxyProtocol: ['10.0.0.7/32'],

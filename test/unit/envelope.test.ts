@@ -97,6 +97,12 @@ function expectDamaged(text: string): void {
   expect((result as Error).message).not.toMatch(/[\r\n]/);
 }
 
+it('leaves out what was between the client and us, so that an older version reads it', () => {
+  const sender = { ...MESSAGE.sender, params: { ...MESSAGE.sender.params, prdr: true } } as const;
+  const message = { ...MESSAGE, sender, client: { ...MESSAGE.client!, lmtp: true } };
+  expect(encodeEnvelope(message)).toBe(TEXT);
+});
+
 it('gives back what it was given, in two lines', () => {
   expect(decodeEnvelope(TEXT)).toEqual(MESSAGE);
   expect(TEXT.split('\n')).toHaveLength(3);

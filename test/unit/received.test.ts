@@ -116,6 +116,15 @@ describe('protocolKeyword', () => {
   ])('EHLO %s, TLS %s, SMTPUTF8 %s: %s', (ehlo, tls, smtputf8, keyword) => {
     expect(protocolKeyword({ ehlo, tls, smtputf8 })).toBe(keyword);
   });
+
+  it.each([
+    [false, false, 'LMTP'],
+    [true, false, 'LMTPS'],
+    [false, true, 'UTF8LMTP'],
+    [true, true, 'UTF8LMTPS'],
+  ])('LHLO, TLS %s, SMTPUTF8 %s: %s', (tls, smtputf8, keyword) => {
+    expect(protocolKeyword({ ehlo: true, tls, smtputf8, lmtp: true })).toBe(keyword);
+  });
 });
 
 /** What the scanner must make of a message, by a plain reading of RFC 5322. */

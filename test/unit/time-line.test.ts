@@ -60,6 +60,22 @@ describe('describe()', () => {
     ]);
   });
 
+  it('gives those of PRDR to each recipient between the 353 and the reply to the whole', () => {
+    const line = begin(recent, 'a');
+    const leg = line.addLeg('smtp://192.0.2.2:25');
+    for (const each of ['a@x', 'b@x']) line.leg(leg, 'rcpt', 1_001, each);
+    for (const _ of 'ab') line.leg(leg, 'rcpt-reply', 1_002, 250);
+    for (const each of ['353 go on', '250 2.0.0 a', '550 5.7.1 b', '250 2.0.0 all'])
+      line.leg(leg, 'reply', 1_003, each);
+    const replies = recent.describe(line).events.filter(({ event }) => event === 'reply');
+    expect(replies.map(({ recipient, code }) => [recipient, code])).toEqual([
+      [undefined, 353],
+      ['a@x', 250],
+      ['b@x', 550],
+      [undefined, 250],
+    ]);
+  });
+
   it('begins anew with the RCPTs of a leg that had to connect again', () => {
     const line = begin(recent, 'a');
     const leg = line.addLeg('smtp://192.0.2.2:25');
