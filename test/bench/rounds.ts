@@ -1,0 +1,110 @@
+// Rounds: in each, every load is measured with every peer, the next one beginning with another peer.
+import { join } from 'node:path';
+import { Findings, type Line } from './findings.ts';
+import type { Load } from './loads.ts';
+import { PEERS, type Peer, type PeerName, startPeer } from './peers.ts';
+import type { Sinks } from './sink.ts';
+import { carry, carryWatched, holdSessions, type Run, type Traffic } from './traffic.ts';
+
+export type Plan = Readonly<{
+  loads: readonly Load[];
+  rounds: number;
+  peers: ReadonlyMap<PeerName, Peer>;
+  sinks: Sinks;
+  directory: string;
+  /** When no run may be under way any more, in `performance.now()`'s time. */
+  endsAt: number;
+  record: (line: Line) => void;
+  say: (text: string) => void;
+}>;
+
+const RUN_TIMEOUT_MS = 60_000;
+const WARM_UP_MS = 3_000;
+/** What a load is thought to take that has not been measured yet. */
+const GUESS_MS = 10_000;
+
+const warmUpTraffic = {
+  octets: 4096,
+  messages: 500,
+  recipients: ['u@a.example'],
+  by: 'smtp-source',
+} as const;
+
+/** `failures` in lines. A peer whose run failed is ended: what it may still have would be in another's count. */
+export async function measure(
+  plan: Plan,
+): Promise<Readonly<{ findings: Findings; failures: readonly string[] }>> {
+  const findings = new Findings();
+  const failures: string[] = [];
+  const out = new Set<PeerName>();
+  const longestMs = new Map<Load, number>();
+  for (const peer of plan.peers.values()) {
+    await warmUp(peer, plan).catch((error: Error) => fail(peer.name, 'warming up', error));
+  }
+  for (let round = 1; round <= plan.rounds; round++) {
+    plan.say(`round ${round} of ${plan.rounds}:`);
+    for (const load of plan.loads) {
+      if (round > (load.rounds ?? plan.rounds)) continue;
+      if (leftMs(plan) < 1.5 * (longestMs.get(load) ?? GUESS_MS)) {
+        plan.say(` (no time for ${load.name})`);
+        continue;
+      }
+      plan.say(` ${load.name}`);
+      const began = performance.now();
+      const names = load.peers.filter((name) => plan.peers.has(name));
+      for (const at of names.keys()) {
+        const name = names[(at + round - 1) % names.length]!;
+        if (out.has(name)) continue;
+        try {
+          const line = { round, load: load.name, peer: name, ...(await one(load, name, round, plan)) };
+          findings.lines.push(line);
+          plan.record(line);
+        } catch (error) {
+          await fail(name, load.name, error as Error);
+        }
+      }
+      longestMs.set(load, Math.max(longestMs.get(load) ?? 0, performance.now() - began));
+    }
+    plan.say('\n');
+  }
+  return { findings, failures };
+
+  async function fail(name: PeerName, what: string, error: Error): Promise<void> {
+    failures.push(`${PEERS[name].title}, ${what}: ${error.message}`);
+    out.add(name);
+    await plan.peers.get(name)!.stop();
+  }
+}
+
+async function one(load: Load, name: PeerName, round: number, plan: Plan): Promise<Run> {
+  const timeoutMs = Math.max(1, Math.min(RUN_TIMEOUT_MS, leftMs(plan)));
+  if (load.measures === 'traffic')
+    return await carry(plan.peers.get(name)!, load.traffic, plan.sinks, timeoutMs);
+  const directory = join(plan.directory, `${name}-${load.name}-${round}`);
+  const fresh = await startPeer(name, { directory, sinks: plan.sinks });
+  try {
+    await warmUp(fresh, plan);
+    const watch = load.measures === 'memory' ? carryWatched : holdSessions;
+    return await watch(fresh, load.traffic, plan.sinks, timeoutMs);
+  } finally {
+    await fresh.stop();
+  }
+}
+
+/** Both kinds of sessions. An operator's proxy has been running for more than a minute: these runs are not counted. */
+async function warmUp(peer: Peer, plan: Plan): Promise<void> {
+  const end = performance.now() + (PEERS[peer.name].ours ? WARM_UP_MS : 0);
+  do {
+    for (const [kept, sessions] of [
+      [true, 10],
+      [false, 100],
+    ] as const) {
+      const traffic: Traffic = { ...warmUpTraffic, kept, sessions };
+      await carry(peer, traffic, plan.sinks, RUN_TIMEOUT_MS);
+    }
+  } while (performance.now() < end);
+}
+
+function leftMs({ endsAt }: Plan): number {
+  return endsAt - performance.now();
+}
