@@ -36,7 +36,7 @@ export async function startExim({ directory, sinks }: Surroundings): Promise<Run
   await copyFile((await eximProgram())!, command);
   await chmod(command, 0o755);
   const configuration = join(directory, 'exim.conf');
-  const complaints = join(directory, 'complaints');
+  const complaints = join(directory, 'exim says');
   const said = openSync(complaints, 'a');
   const { child, ports } = await startOnPorts(1, complaints, async ([port]) => {
     const [small, fast] = [sinks['a.example'].port, sinks['fast.example'].port];

@@ -40,5 +40,8 @@ function version(text: string): string {
 
 /** Empty where it can't be asked. An exim that was only unpacked misses its files, and yet tells its version. */
 async function said(command: string, args: readonly string[]): Promise<string> {
-  return (await run(command, args, TIMEOUT_MS)).output.trim();
+  return await run(command, args, TIMEOUT_MS).then(
+    ({ output }) => output.trim(),
+    () => '',
+  );
 }

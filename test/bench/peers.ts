@@ -6,6 +6,7 @@ import { eximProgram, startExim } from './exim.ts';
 import { startPostfixProxy, startPostfixQueue } from './postfix.ts';
 import { end, eventually, isInstalled, start, startOnPorts } from './processes.ts';
 import { DOMAINS, type Domain, type Sinks } from './sink.ts';
+import { openFilesLimit } from './usage.ts';
 
 /** A peer that runs. */
 export type Running = Readonly<{
@@ -32,6 +33,9 @@ type Kind = Readonly<{
 
 const START_TIMEOUT_MS = 15_000;
 const PROGRAM = 'dist/cli.js';
+/** It takes no more than it may open files for, two a session and some beside. */
+const HAPROXY_SESSIONS = 4_000;
+const HAPROXY_FILES = 50;
 const plain = { share: 1, forks: false, ours: false };
 const ours = { ...plain, ours: true };
 const forking = { share: 0.4, forks: true, ours: false };
@@ -76,10 +80,12 @@ async function startNothing({ sinks }: Surroundings): Promise<Running> {
 
 async function startHaproxy({ directory, sinks }: Surroundings): Promise<Running> {
   const configuration = join(directory, 'haproxy.cfg');
-  const complaints = join(directory, 'complaints');
+  const complaints = join(directory, 'haproxy says');
   const said = openSync(complaints, 'a');
+  const sessions = Math.min(HAPROXY_SESSIONS, Math.floor((await openFilesLimit()) / 2) - HAPROXY_FILES);
   const { child, ports } = await startOnPorts(2, complaints, async ([small, fast]) => {
-    const text = haproxyCfg(small!, sinks['a.example'].port, fast!, sinks['fast.example'].port);
+    const { 'a.example': smallSink, 'fast.example': fastSink } = sinks;
+    const text = haproxyCfg(sessions, [small!, smallSink.port], [fast!, fastSink.port]);
     await writeFile(configuration, text);
     return start('haproxy', ['-db', '-f', configuration], { stdio: ['ignore', said, said] });
   });
@@ -91,21 +97,25 @@ async function startHaproxy({ directory, sinks }: Surroundings): Promise<Running
 }
 
 /** One thread, as our process has. */
-function haproxyCfg(small: number, smallSink: number, fast: number, fastSink: number): string {
+function haproxyCfg(
+  sessions: number,
+  small: readonly [from: number, to: number],
+  fast: readonly [from: number, to: number],
+): string {
   return `global
   nbthread 1
-  maxconn 4000
+  maxconn ${sessions}
 defaults
   mode tcp
   timeout connect 5s
   timeout client 300s
   timeout server 300s
 listen small
-  bind 127.0.0.1:${small} backlog 4096
-  server sink 127.0.0.1:${smallSink}
+  bind 127.0.0.1:${small[0]} backlog 4096
+  server sink 127.0.0.1:${small[1]}
 listen fast
-  bind 127.0.0.1:${fast} backlog 4096
-  server sink 127.0.0.1:${fastSink}
+  bind 127.0.0.1:${fast[0]} backlog 4096
+  server sink 127.0.0.1:${fast[1]}
 `;
 }
 

@@ -27,7 +27,7 @@ async function startPostfix(
   for (const each of [etc, data, queue]) await mkdir(each);
   execFileSync('chown', ['postfix', data]);
   const pidFile = join(queue, 'pid', 'master.pid');
-  const complaints = join(directory, 'complaints');
+  const complaints = join(directory, 'postfix says');
   const log = openSync(complaints, 'a');
   const [small, fast] = [sinks['a.example'].port, sinks['fast.example'].port];
   const { child, ports } = await startOnPorts(2, complaints, async (mine) => {

@@ -12,6 +12,7 @@ const PATH = `${process.env.PATH ?? ''}${delimiter}/usr/local/sbin${delimiter}/u
 const KILL_AFTER_MS = 5_000;
 const START_TIMEOUT_MS = 15_000;
 const PORT_TRIES = 5;
+const COMPLAINT_LENGTH = 500;
 
 const running = new Set<ChildProcess>();
 process.once('exit', () => {
@@ -24,7 +25,12 @@ const pidFiles = new WeakMap<ChildProcess, string>();
 export function start(command: string, args: readonly string[], options: SpawnOptions = {}): ChildProcess {
   // A setting of the reader's own would make it another benchmark.
   const own = Object.entries(process.env).filter(([key]) => !/^CUTTHROUGH_/.test(key));
-  const child = spawn(command, args, { ...options, env: { ...Object.fromEntries(own), PATH } });
+  // Detached: a signal to our process group, as of Ctrl-C, must find us with everything still to be ended.
+  const child = spawn(command, args, {
+    ...options,
+    detached: true,
+    env: { ...Object.fromEntries(own), PATH },
+  });
   running.add(child);
   // Without a handler a program that can't be started would end the benchmark before the others are ended.
   child.on('error', () => running.delete(child));
@@ -77,7 +83,7 @@ export async function run(
     said.output = (said.output + text).slice(0, 5_000);
   });
   child.stderr?.setEncoding('utf8').on('data', (text: string) => {
-    said.complaint = (said.complaint + text).slice(0, 500);
+    said.complaint = (said.complaint + text).slice(0, COMPLAINT_LENGTH);
   });
   await once(child, 'close');
   clearTimeout(timer);
@@ -110,7 +116,8 @@ export async function startOnPorts(
     if (!up.includes(false)) return { child, ports };
     await end(child);
   }
-  throw new Error(`${basename(complaints)}: did not start: ${await readFile(complaints, 'utf8')}`);
+  const said = (await readFile(complaints, 'utf8')).trim().replaceAll('\n', '; ');
+  throw new Error(`${basename(complaints)}: did not start: ${said.slice(0, COMPLAINT_LENGTH)}`);
 }
 
 /** A port that was free a moment ago. */

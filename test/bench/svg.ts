@@ -20,7 +20,7 @@ const WIDTH = 860;
 const LEFT = 250;
 const RIGHT = 790;
 const ROW = 24;
-const PLOT = { left: 80, right: 600, top: 44, bottom: 264, height: 330 };
+const PLOT = { left: 80, right: 600, top: 60, bottom: 280, height: 346 };
 const TICKS = 5;
 const SERIES = 5;
 
@@ -33,8 +33,9 @@ svg { --paper: #fff; --ink: #1f2328; --faint: #8c959f; --grid: #d8dee4;
 text { fill: var(--ink) } .title { font-weight: 600; font-size: 15px } .end { text-anchor: end }
 .middle { text-anchor: middle } .paper { fill: var(--paper) } .grid { stroke: var(--grid) }
 .mark { stroke: var(--ink); stroke-dasharray: 3 3 } .bar { fill: var(--faint) } .bar.ours { fill: var(--s0) }
-polyline { fill: none; stroke-width: 2 }
-${Array.from({ length: SERIES }, (_, at) => `.s${at} { stroke: var(--s${at}); ${at === 0 ? '' : `stroke-dasharray: ${at * 3} 3;`} }`).join('\n')}`;
+polyline { fill: none; stroke-width: 2 } circle { fill: var(--paper); stroke-width: 2 }
+${Array.from({ length: SERIES }, (_, at) => `.s${at} { stroke: var(--s${at}) }`).join(' ')}
+${[1, 2, 3, 4].map((at) => `polyline.s${at} { stroke-dasharray: ${at * 3} 3 }`).join(' ')}`;
 
 export function bars({ title, unit, bars: all, mark }: Bars): Panel {
   const top = 34;
@@ -56,27 +57,31 @@ export function bars({ title, unit, bars: all, mark }: Bars): Panel {
 export function lines({ title, x: xTitle, y: yTitle, series }: Lines): Panel {
   const { left, right, top, bottom, height } = PLOT;
   const xs = [...new Set(series.flatMap(({ points }) => points.map(([x]) => x)))].toSorted((a, b) => a - b);
-  const most = niceCeiling(Math.max(...series.flatMap(({ points }) => points.map(([, y]) => y))));
+  const highest = Math.max(...series.flatMap(({ points }) => points.map(([, y]) => y)));
+  const step = niceCeiling(highest / TICKS);
+  const steps = Math.ceil(highest / step) || 1;
   const [first, last] = [Math.log(xs[0]!), Math.log(xs.at(-1)!)];
   const x = (value: number) => left + ((right - left) * (Math.log(value) - first)) / (last - first || 1);
-  const y = (value: number) => bottom - ((bottom - top) * value) / most;
-  const grid = Array.from({ length: TICKS + 1 }, (_, at) => {
-    const value = (most * at) / TICKS;
+  const y = (value: number) => bottom - ((bottom - top) * value) / (step * steps);
+  const grid = Array.from({ length: steps + 1 }, (_, at) => {
+    const value = step * at;
     return (
       line(left, y(value), right, y(value), 'grid') + text(left - 8, y(value) + 4, `${round(value)}`, 'end')
     );
   });
   const ticks = xs.map((value) => text(x(value), bottom + 18, `${value}`, 'middle'));
   const drawn = series.map(({ label, points }, at) => {
-    const path = points.map(([px, py]) => `${round(x(px))},${round(y(py))}`).join(' ');
+    const dots = points.map(([px, py]) => [round(x(px)), round(y(py))] as const);
+    const className = `s${at % SERIES}`;
     const key = top + 8 + at * 22;
     return [
-      `<polyline class="s${at % SERIES}" points="${path}"/>`,
-      `<polyline class="s${at % SERIES}" points="${right + 20},${key} ${right + 50},${key}"/>`,
+      `<polyline class="${className}" points="${dots.join(' ')}"/>`,
+      ...dots.map(([cx, cy]) => `<circle class="${className}" cx="${cx}" cy="${cy}" r="2.5"/>`),
+      `<polyline class="${className}" points="${right + 20},${key} ${right + 50},${key}"/>`,
       text(right + 58, key + 4, label),
     ].join('');
   });
-  const names = text(20, 20, title, 'title') + text(left, top - 10, yTitle, 'end');
+  const names = text(20, 20, title, 'title') + text(20, top - 18, yTitle);
   const below = text((left + right) / 2, bottom + 40, xTitle, 'middle');
   return { height, svg: [names, ...grid, ...ticks, below, ...drawn].join('') };
 }
