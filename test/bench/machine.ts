@@ -6,7 +6,7 @@ import { run } from './processes.ts';
 
 const TIMEOUT_MS = 5_000;
 
-type Facts = readonly (readonly [string, string])[];
+export type Facts = readonly (readonly [string, string])[];
 
 /** To be asked before the benchmark makes load of its own. */
 export async function describeMachine(): Promise<Facts> {

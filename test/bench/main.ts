@@ -11,9 +11,10 @@ import { parseArgs } from 'node:util';
 import { chart } from './chart.ts';
 import { countFsyncs } from './fsyncs.ts';
 import { GROUP_NAMES, GROUPS, type Group, type Load, loadsOf } from './loads.ts';
-import { describeMachine } from './machine.ts';
+import { describeMachine, type Facts } from './machine.ts';
 import { PEER_NAMES, PEERS, type Peer, type PeerName, startPeer } from './peers.ts';
 import { isInstalled } from './processes.ts';
+import { results } from './results.ts';
 import { measure } from './rounds.ts';
 import { DOMAINS, Sink, type Sinks } from './sink.ts';
 import { report, table } from './tables.ts';
@@ -22,10 +23,11 @@ import { openFilesLimit } from './usage.ts';
 const OUT = 'test/bench/out';
 const RESULTS = 'test/bench/RESULTS.md';
 /** The benchmark ends in any case. */
-const QUICK = { rounds: 3, limitMs: 240_000 };
-const FULL = { rounds: 5, limitMs: 900_000 };
-/** For counting fsyncs, at the end. */
-const RESERVE_MS = 25_000;
+const QUICK = { rounds: 3, minutes: 4 };
+const FULL = { rounds: 5, minutes: 15 };
+/** Of these, what is kept for counting fsyncs and for ending everything. */
+const FSYNCS_MS = 25_000;
+const RESERVE_MS = FSYNCS_MS + 20_000;
 const TRACED_MESSAGES = 200;
 /** A session has one at each end of a relay. */
 const FILES_A_SESSION = 2;
@@ -33,7 +35,7 @@ const FILES_BESIDE = 100;
 const TMPFS_MAGIC = 0x01021994;
 
 const USAGE = `usage: npm run bench -- [--full] [--rounds N] [--load NAME,NAME] [--peer NAME,NAME] [--write]
-  --full     more rounds and points: up to ${FULL.limitMs / 60_000} min (else ${QUICK.limitMs / 60_000})
+  --full     more rounds and points: up to ${FULL.minutes} min (else ${QUICK.minutes})
   --rounds   of the loads that vary most (default ${QUICK.rounds}, full ${FULL.rounds})
   --load     some of ${GROUP_NAMES.join(', ')} (default all)
   --peer     some of ${PEER_NAMES.join(', ')} (default all)
@@ -68,8 +70,7 @@ function parseOptions(args: readonly string[]): Options | null {
 
 async function main(options: Options): Promise<void> {
   if (!(await toolsAreThere())) return;
-  const limitMs = (options.full ? FULL : QUICK).limitMs;
-  const endsAt = performance.now() + limitMs - RESERVE_MS;
+  const endsAt = (options.full ? FULL : QUICK).minutes * 60_000 - RESERVE_MS;
   const facts = await describeMachine();
   const directory = await mkdtemp(join(tmpdir(), 'cutthrough-bench-'));
   // Behind the handler that ends the processes; for when the benchmark itself is being ended.
@@ -97,13 +98,14 @@ async function main(options: Options): Promise<void> {
     const plan = { loads, rounds, peers, sinks, directory, endsAt, record: output.record, say };
     const { findings, failures } = await measure(plan);
     const fsyncs = await traceQueues(peers, loads, sinks, directory);
-    const text = report(findings, fsyncs);
+    output.record({ fsyncs: Object.fromEntries(fsyncs), failures });
+    const text = report(findings, fsyncs, failures);
     console.log(`\n${table(['', ''], facts)}\n\n${text}`);
     const svg = chart(findings);
     if (svg !== null) await writeFile(output.chart, svg);
     console.log(`\n${output.lines}${svg === null ? '' : `, ${output.chart}`}`);
+    if (options.write) await writeFile(RESULTS, results(facts, text, command(options)));
     if (failures.length > 0) throw new Error(failures.join('; '));
-    if (options.write) await writeFile(RESULTS, results(facts, text, options));
   } finally {
     await Promise.all([...peers.values()].map((peer) => peer.stop()));
     await Promise.all(Object.values(sinks).map((sink) => sink.stop()));
@@ -139,13 +141,18 @@ async function possible(loads: readonly Load[]): Promise<readonly Load[]> {
 }
 
 /** Files named by the time. */
-function beginOutput(facts: readonly (readonly [string, string])[]) {
+function beginOutput(facts: Facts) {
   mkdirSync(OUT, { recursive: true });
   const name = join(OUT, new Date().toISOString().replaceAll(':', ''));
   const lines = `${name}.jsonl`;
   const record = (line: object) => appendFileSync(lines, `${JSON.stringify(line)}\n`);
   record(Object.fromEntries(facts));
   return { lines, chart: `${name}.svg`, record };
+}
+
+function command({ full, rounds }: Options): string {
+  const standard = (full ? FULL : QUICK).rounds;
+  return `npm run bench --${full ? ' --full' : ''}${rounds === standard ? '' : ` --rounds ${rounds}`} --write`;
 }
 
 /** Of what may have a queue. */
@@ -158,7 +165,7 @@ async function traceQueues(
   const found = new Map<PeerName, number | string>();
   const b10 = loads.find(({ name }) => name === 'b10');
   if (b10 === undefined) return found;
-  const endsAt = performance.now() + RESERVE_MS;
+  const endsAt = performance.now() + FSYNCS_MS;
   for (const name of ['cut-through', 'fast-path', 'spool', 'disk-first', 'postfix'] as const) {
     const peer = peers.get(name);
     if (peer === undefined) continue;
@@ -169,34 +176,11 @@ async function traceQueues(
   return found;
 }
 
-function results(facts: readonly (readonly [string, string])[], text: string, options: Options): string {
-  const command = `npm run bench --${options.full ? ' --full' : ''} --write`;
-  return `# What the benchmark found
-
-Written by \`${command}\` and not by hand. Client, peer and sink share one machine, over loopback: what counts are
-ratios within a round, not the figures themselves. Medians of ${options.rounds} rounds, of fewer where little varies.
-Every run's messages were counted at the sinks, and all were there exactly once.
-
-${table(['', ''], facts)}
-
-${text}
-
-## How to read it
-
-- Ours is one process with stock options: wire checks, deadlines, metrics, log and ledger are on.
-- CPU is the peer's alone, of all its processes, in kernel and user space.
-- \`f1\`, latency, fan-out, recipients and memory are measured with a client of ours on Node, and \`f1\` with a sink of ours:
-  compare \`direct\`, which shows what they can do.
-- Latency is of a whole transaction: connecting (where the connection is new), MAIL, RCPT, DATA, body, reply.
-- Memory is of a fresh process that has been warmed up: RSS, and the processes' PSS summed up where a peer has many.
-- Exim and Postfix get fewer messages in a run, and so does the spool with the fast path disabled.
-`;
-}
-
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP'] as const) process.once(signal, () => process.exit(1));
 
 const options = parseOptions(process.argv.slice(2));
-if (options === null) {
+if (process.argv.some((arg) => arg === '-h' || arg === '--help')) console.log(USAGE);
+else if (options === null) {
   console.error(USAGE);
   process.exitCode = 2;
 } else {

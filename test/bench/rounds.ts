@@ -1,4 +1,5 @@
-// Rounds: in each, every load is measured with every peer, the next one beginning with another peer.
+// Rounds: in each, a load is measured with every peer, the next one beginning with another peer. Where time runs out,
+// rounds are missing, which the tables say.
 import { join } from 'node:path';
 import { Findings, type Line } from './findings.ts';
 import type { Load } from './loads.ts';
@@ -18,7 +19,7 @@ export type Plan = Readonly<{
   say: (text: string) => void;
 }>;
 
-const RUN_TIMEOUT_MS = 60_000;
+const RUN_TIMEOUT_MS = 90_000;
 const WARM_UP_MS = 3_000;
 /** What a load is thought to take that has not been measured yet. */
 const GUESS_MS = 10_000;
@@ -41,31 +42,23 @@ export async function measure(
   for (const peer of plan.peers.values()) {
     await warmUp(peer, plan).catch((error: Error) => fail(peer.name, 'warming up', error));
   }
-  for (let round = 1; round <= plan.rounds; round++) {
-    plan.say(`round ${round} of ${plan.rounds}:`);
-    for (const load of plan.loads) {
-      if (round > (load.rounds ?? plan.rounds)) continue;
-      if (leftMs(plan) < 1.5 * (longestMs.get(load) ?? GUESS_MS)) {
-        plan.say(` (no time for ${load.name})`);
-        continue;
+  for (const [round, load] of inOrder(plan)) {
+    if (leftMs(plan) < 1.5 * (longestMs.get(load) ?? GUESS_MS)) continue;
+    plan.say(`${round}: ${load.name}\n`);
+    const began = performance.now();
+    const names = load.peers.filter((name) => plan.peers.has(name));
+    for (const at of names.keys()) {
+      const name = names[(at + round - 1) % names.length]!;
+      if (out.has(name)) continue;
+      try {
+        const line = { round, load: load.name, peer: name, ...(await one(load, name, round, plan)) };
+        findings.lines.push(line);
+        plan.record(line);
+      } catch (error) {
+        if (leftMs(plan) > 0) await fail(name, load.name, error as Error);
       }
-      plan.say(` ${load.name}`);
-      const began = performance.now();
-      const names = load.peers.filter((name) => plan.peers.has(name));
-      for (const at of names.keys()) {
-        const name = names[(at + round - 1) % names.length]!;
-        if (out.has(name)) continue;
-        try {
-          const line = { round, load: load.name, peer: name, ...(await one(load, name, round, plan)) };
-          findings.lines.push(line);
-          plan.record(line);
-        } catch (error) {
-          await fail(name, load.name, error as Error);
-        }
-      }
-      longestMs.set(load, Math.max(longestMs.get(load) ?? 0, performance.now() - began));
     }
-    plan.say('\n');
+    longestMs.set(load, Math.max(longestMs.get(load) ?? 0, performance.now() - began));
   }
   return { findings, failures };
 
@@ -76,8 +69,20 @@ export async function measure(
   }
 }
 
+/** Every load once, then again what varies most, and what varies little last: time may be short. */
+function inOrder({ loads, rounds }: Plan): readonly (readonly [round: number, Load])[] {
+  const later = Array.from({ length: rounds - 1 }, (_, at) => at + 2);
+  const again = (chosen: readonly Load[]) =>
+    later.flatMap((round) =>
+      chosen.flatMap((load) => (round > (load.rounds ?? rounds) ? [] : [[round, load] as const])),
+    );
+  const often = loads.filter((load) => load.rounds === null);
+  const rarely = loads.filter((load) => load.rounds !== null);
+  return [...loads.map((load) => [1, load] as const), ...again(often), ...again(rarely)];
+}
+
 async function one(load: Load, name: PeerName, round: number, plan: Plan): Promise<Run> {
-  const timeoutMs = Math.max(1, Math.min(RUN_TIMEOUT_MS, leftMs(plan)));
+  const timeoutMs = runTimeoutMs(plan);
   if (load.measures === 'traffic')
     return await carry(plan.peers.get(name)!, load.traffic, plan.sinks, timeoutMs);
   const directory = join(plan.directory, `${name}-${load.name}-${round}`);
@@ -100,9 +105,13 @@ async function warmUp(peer: Peer, plan: Plan): Promise<void> {
       [false, 100],
     ] as const) {
       const traffic: Traffic = { ...warmUpTraffic, kept, sessions };
-      await carry(peer, traffic, plan.sinks, RUN_TIMEOUT_MS);
+      await carry(peer, traffic, plan.sinks, runTimeoutMs(plan));
     }
   } while (performance.now() < end);
+}
+
+function runTimeoutMs(plan: Plan): number {
+  return Math.max(1, Math.min(RUN_TIMEOUT_MS, leftMs(plan)));
 }
 
 function leftMs({ endsAt }: Plan): number {

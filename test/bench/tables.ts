@@ -31,8 +31,8 @@ export function table(header: readonly string[], rows: Rows): string {
   return [line(header), `| ${rule.join(' | ')} |`, ...rows.map(line)].join('\n');
 }
 
-/** Of what was measured. */
-export function report(findings: Findings, fsyncs: Fsyncs): string {
+/** Medians of what was measured. `failures` are lines. */
+export function report(findings: Findings, fsyncs: Fsyncs, failures: readonly string[]): string {
   const sections: Readonly<Record<Group, () => string>> = {
     a100: () => relays(findings, 'a100', null),
     b10: () => relays(findings, 'b10', fsyncs),
@@ -47,8 +47,22 @@ export function report(findings: Findings, fsyncs: Fsyncs): string {
   const measured = GROUP_NAMES.filter((group) => findings.lines.some(({ load }) => load.startsWith(group)));
   return [
     `### Targets\n\n${targets(findings)}`,
-    ...measured.map((group) => `### ${group}: ${GROUPS[group]}\n\n${sections[group]()}`),
+    ...measured.map((group) => {
+      const rounds = roundsOf(findings, group);
+      return `### ${group}: ${GROUPS[group]}\n\nRounds: ${rounds}.\n\n${sections[group]()}`;
+    }),
+    ...(failures.length === 0 ? [] : [`### Failed\n\n${failures.map((each) => `- ${each}`).join('\n')}`]),
   ].join('\n\n');
+}
+
+function roundsOf(findings: Findings, group: Group): string {
+  const counts = new Map<string, number>();
+  for (const { load, peer } of findings.lines) {
+    const key = `${load} ${peer}`;
+    if (load.startsWith(group)) counts.set(key, (counts.get(key) ?? 0) + 1);
+  }
+  const [least, most] = [Math.min(...counts.values()), Math.max(...counts.values())];
+  return least === most ? `${most}` : `${least} to ${most}`;
 }
 
 function targets(findings: Findings): string {

@@ -48,9 +48,9 @@ describe('findings', () => {
     expect(judged).toContain('a100, rate, × HAProxy: true');
     expect(judged).toContain('a100, CPU, s/1000: false');
     expect(judged).toContain('b10, rate, × HAProxy: null');
-    expect(report(findings, new Map())).toMatch(
-      /\| a100, CPU +\| +at most 0.4 s\/1000 \| +0.41 \| +not met \|/,
-    );
+    const text = report(findings, new Map(), ['Exim, f1: 9 of 10 messages at a sink']);
+    expect(text).toMatch(/\| a100, CPU +\| +at most 0.4 s\/1000 \| +0.41 \| +not met \|/);
+    expect(text).toContain('- Exim, f1: 9 of 10');
   });
 });
 
