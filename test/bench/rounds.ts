@@ -4,7 +4,7 @@ import { join } from 'node:path';
 import { Findings, type Line } from './findings.ts';
 import type { Load } from './loads.ts';
 import { PEERS, type Peer, type PeerName, startPeer } from './peers.ts';
-import type { Sinks } from './sink.ts';
+import { DOMAINS, type Sinks } from './sink.ts';
 import { carry, carryWatched, holdSessions, type Run, type Traffic } from './traffic.ts';
 
 export type Plan = Readonly<{
@@ -24,12 +24,16 @@ const WARM_UP_MS = 3_000;
 /** What a load is thought to take that has not been measured yet. */
 const GUESS_MS = 10_000;
 
-const warmUpTraffic = {
-  octets: 4096,
-  messages: 500,
-  recipients: ['u@a.example'],
-  by: 'smtp-source',
-} as const;
+const base = { octets: 4096, messages: 500, recipients: ['u@a.example'], by: 'smtp-source' } as const;
+/** Both kinds of sessions; ours, which alone is sent such, several next hops too. */
+const WARM_UP: readonly Traffic[] = [
+  { ...base, kept: true, sessions: 10 },
+  { ...base, kept: false, sessions: 100 },
+];
+const WARM_UP_FAN_OUT: Traffic = {
+  ...{ ...base, kept: true, sessions: 10, by: 'client' },
+  recipients: DOMAINS.filter((domain) => domain !== 'fast.example').map((domain) => `u@${domain}`),
+};
 
 /** `failures` in lines. A peer whose run failed is ended: what it may still have would be in another's count. */
 export async function measure(
@@ -96,15 +100,12 @@ async function one(load: Load, name: PeerName, round: number, plan: Plan): Promi
   }
 }
 
-/** Both kinds of sessions. An operator's proxy has been running for more than a minute: these runs are not counted. */
+/** An operator's proxy has been running for more than a minute: these runs are not counted. */
 async function warmUp(peer: Peer, plan: Plan): Promise<void> {
-  const end = performance.now() + (PEERS[peer.name].ours ? WARM_UP_MS : 0);
+  const { ours } = PEERS[peer.name];
+  const end = performance.now() + (ours ? WARM_UP_MS : 0);
   do {
-    for (const [kept, sessions] of [
-      [true, 10],
-      [false, 100],
-    ] as const) {
-      const traffic: Traffic = { ...warmUpTraffic, kept, sessions };
+    for (const traffic of ours ? [...WARM_UP, WARM_UP_FAN_OUT] : WARM_UP) {
       await carry(peer, traffic, plan.sinks, runTimeoutMs(plan));
     }
   } while (performance.now() < end);
