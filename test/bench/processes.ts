@@ -1,15 +1,18 @@
-// Processes of the benchmark: found, started, timed by /proc, and ended by their own pid however the benchmark ends.
-import { type ChildProcess, execFileSync, type SpawnOptions, spawn } from 'node:child_process';
+// Processes of the benchmark: found, started, and ended by their own pid however the benchmark ends.
+import { type ChildProcess, type SpawnOptions, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { constants, existsSync, readFileSync } from 'node:fs';
-import { access, readdir, readFile } from 'node:fs/promises';
+import { access, readFile } from 'node:fs/promises';
 import net, { type AddressInfo } from 'node:net';
-import { delimiter, join } from 'node:path';
+import { basename, delimiter, join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 
 // postfix's programs are in sbin, which a user's PATH may lack.
 const PATH = `${process.env.PATH ?? ''}${delimiter}/usr/local/sbin${delimiter}/usr/sbin${delimiter}/sbin`;
 const KILL_AFTER_MS = 5_000;
+const START_TIMEOUT_MS = 15_000;
+const PORT_TRIES = 5;
+const COMPLAINT_LENGTH = 500;
 
 const running = new Set<ChildProcess>();
 process.once('exit', () => {
@@ -22,7 +25,12 @@ const pidFiles = new WeakMap<ChildProcess, string>();
 export function start(command: string, args: readonly string[], options: SpawnOptions = {}): ChildProcess {
   // A setting of the reader's own would make it another benchmark.
   const own = Object.entries(process.env).filter(([key]) => !/^CUTTHROUGH_/.test(key));
-  const child = spawn(command, args, { ...options, env: { ...Object.fromEntries(own), PATH } });
+  // Detached: a signal to our process group, as of Ctrl-C, must find us with everything still to be ended.
+  const child = spawn(command, args, {
+    ...options,
+    detached: true,
+    env: { ...Object.fromEntries(own), PATH },
+  });
   running.add(child);
   // Without a handler a program that can't be started would end the benchmark before the others are ended.
   child.on('error', () => running.delete(child));
@@ -62,22 +70,24 @@ export function daemonOf(child: ChildProcess): number | null {
   return Number(readFileSync(pidFile, 'latin1')) || null;
 }
 
-/** Waits for the end. `seconds` is since the start; null where it had to be killed. */
+/** Waits for the end, which it brings about after `timeoutMs`: the exit code is null then. */
 export async function run(
   command: string,
   args: readonly string[],
   timeoutMs: number,
-): Promise<Readonly<{ exitCode: number | null; seconds: number; complaint: string }>> {
-  const began = performance.now();
-  const child = start(command, args, { stdio: ['ignore', 'ignore', 'pipe'] });
+): Promise<Readonly<{ exitCode: number | null; output: string; complaint: string }>> {
+  const child = start(command, args, { stdio: ['ignore', 'pipe', 'pipe'] });
   const timer = setTimeout(() => signal(child, 'SIGKILL'), timeoutMs);
-  let complaint = '';
+  const said = { output: '', complaint: '' };
+  child.stdout?.setEncoding('utf8').on('data', (text: string) => {
+    said.output = (said.output + text).slice(0, 5_000);
+  });
   child.stderr?.setEncoding('utf8').on('data', (text: string) => {
-    complaint = (complaint + text).slice(0, 500);
+    said.complaint = (said.complaint + text).slice(0, COMPLAINT_LENGTH);
   });
   await once(child, 'close');
   clearTimeout(timer);
-  return { exitCode: child.exitCode, seconds: (performance.now() - began) / 1000, complaint };
+  return { exitCode: child.exitCode, ...said };
 }
 
 export async function isInstalled(program: string): Promise<boolean> {
@@ -86,8 +96,32 @@ export async function isInstalled(program: string): Promise<boolean> {
   return (await Promise.allSettled(tries)).some((each) => each.status === 'fulfilled');
 }
 
-/** A port that was free a moment ago, for programs that can't choose one themselves. */
-export async function freePort(): Promise<number> {
+type Started = Readonly<{ child: ChildProcess; ports: readonly number[] }>;
+
+/**
+ * For programs that can't choose a port themselves: another one may take it between our asking for it and their using it,
+ * so it is tried again. `begin` writes what it says to the file `complaints`.
+ * @throws Error that tells what it said
+ */
+export async function startOnPorts(
+  count: number,
+  complaints: string,
+  begin: (ports: readonly number[]) => Promise<ChildProcess>,
+): Promise<Started> {
+  for (let tries = 0; tries < PORT_TRIES; tries++) {
+    const ports: number[] = [];
+    while (ports.length < count) ports.push(await freePort());
+    const child = await begin(ports);
+    const up = await Promise.all(ports.map((port) => listens(child, port, START_TIMEOUT_MS)));
+    if (!up.includes(false)) return { child, ports };
+    await end(child);
+  }
+  const said = (await readFile(complaints, 'utf8')).trim().replaceAll('\n', '; ');
+  throw new Error(`${basename(complaints)}: did not start: ${said.slice(0, COMPLAINT_LENGTH)}`);
+}
+
+/** A port that was free a moment ago. */
+async function freePort(): Promise<number> {
   const server = net.createServer().listen(0, '127.0.0.1');
   await once(server, 'listening');
   const { port } = server.address() as AddressInfo;
@@ -97,8 +131,8 @@ export async function freePort(): Promise<number> {
 }
 
 /** Whether the child comes to take connections at the port. */
-export async function listens(child: ChildProcess, port: number, timeoutMs: number): Promise<boolean> {
-  return await eventually(async () => {
+async function listens(child: ChildProcess, port: number, timeoutMs: number): Promise<boolean> {
+  const answered = await eventually(async () => {
     const socket = net.connect({ port, host: '127.0.0.1' });
     const connected = await once(socket, 'connect').then(
       () => true,
@@ -106,8 +140,9 @@ export async function listens(child: ChildProcess, port: number, timeoutMs: numb
     );
     socket.on('error', () => {}).end('QUIT\r\n');
     socket.resume();
-    return connected && running.has(child);
+    return connected || !running.has(child);
   }, timeoutMs);
+  return answered && running.has(child);
 }
 
 /** Whether `condition` comes to hold within the time. */
@@ -122,40 +157,4 @@ export async function eventually(
     await sleep(everyMs);
   }
   return true;
-}
-
-type Stat = Readonly<{ pid: number; parent: number; ticks: number }>;
-
-/** The process and all below it that live. Empty where there is no /proc. */
-export async function treeOf(root: number): Promise<readonly Stat[]> {
-  const names = await readdir('/proc').catch(() => []);
-  const stats = await Promise.all(names.filter((name) => /^\d+$/.test(name)).map(statOf));
-  const tree = stats.filter((stat) => stat?.pid === root) as Stat[];
-  for (const { pid } of tree) tree.push(...(stats.filter((stat) => stat?.parent === pid) as Stat[]));
-  return tree;
-}
-
-/** CPU seconds, of the kernel's too, that the process and all below it have taken; null where there is no /proc. */
-export async function cpuSeconds(root: number): Promise<number | null> {
-  const tree = await treeOf(root);
-  return tree.length === 0 ? null : tree.reduce((sum, { ticks }) => sum + ticks, 0) / ticksPerSecond();
-}
-
-/** proc_pid_stat(5). Children that have been waited for are in their parent's count. */
-async function statOf(name: string): Promise<Stat | null> {
-  const text = await readFile(`/proc/${name}/stat`, 'latin1').catch(() => null);
-  if (text === null) return null;
-  // The second field, a name in parentheses, may hold anything.
-  const fields = text
-    .slice(text.lastIndexOf(')') + 2)
-    .split(' ')
-    .map(Number);
-  const [, parent = 0] = fields;
-  return { pid: Number(name), parent, ticks: fields.slice(11, 15).reduce((sum, each) => sum + each, 0) };
-}
-
-let ticks = 0;
-function ticksPerSecond(): number {
-  if (ticks === 0) ticks = Number(execFileSync('getconf', ['CLK_TCK'], { encoding: 'utf8' }));
-  return ticks;
 }
