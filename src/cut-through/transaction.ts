@@ -369,8 +369,8 @@ export class Transaction {
   }
 
   /** The upstream has gone without one. */
-  vanished(): void {
-    this.#history.vanished();
+  vanished(byReset: boolean): void {
+    this.#history.vanished(byReset);
   }
 
   /** Waits for nobody any more: every leg is dropped, and what is not known by now stays unknown. */

@@ -13,3 +13,8 @@ export function fingerprintOf(
   const hash = createHash('sha256').update(`${reversePath}\n${address}\n${helo}\n`);
   return hash.update(header).digest('base64url');
 }
+
+/** Whether the header says which message this is, and not only what it says: a device's alarms may be alike to the byte. */
+export function isIdentified(header: Buffer): boolean {
+  return /^(?:message-id|date|received)[ \t]*:/im.test(header.toString('latin1'));
+}

@@ -12,7 +12,7 @@ import type { Outcome } from '../downstream/outcome.ts';
 import type { Client, Recipient, Sender } from '../smtp/envelope.ts';
 import type { MessageBody } from '../smtp/message-body.ts';
 import { alreadyDelivered, type Reply, replyClass } from '../smtp/reply.ts';
-import { fingerprintOf } from './fingerprint.ts';
+import { fingerprintOf, isIdentified } from './fingerprint.ts';
 import type { Entry, Fate, Ledger } from './ledger.ts';
 
 /** One reply for all; or with `each` their own ones, and then it is 2xx if anybody's is. */
@@ -131,7 +131,7 @@ export class MessageHistory {
     this.#body = body;
     this.#told = { reply, each, recipients: outcomes.map(({ recipient }) => recipient) };
     if (replyClass(reply) === 2) {
-      if (upstreamGone) this.vanished();
+      if (upstreamGone) this.#keepDelivered();
       return null;
     }
     if (outcomes.some(({ outcome }) => outcome?.kind === 'accepted')) {
@@ -149,8 +149,20 @@ export class MessageHistory {
     this.#told = null;
   }
 
-  /** The connection has ended, and no later command came. */
-  vanished(): void {
+  /**
+   * The connection has ended, and no later command came: the upstream has read the reply, or it has not. One that has
+   * ended it in good order mostly has; and what then looks the same may be another message, where nothing in it says
+   * which one it is. The loss of one is worse than a second copy.
+   */
+  vanished(byReset: boolean): void {
+    const header = this.#body?.header ?? null;
+    const isKnowable = byReset || (header !== null && isIdentified(header));
+    const isOpen = this.#told?.recipients.some((recipient) => this.#find(recipient) !== null) ?? false;
+    if (isKnowable || isOpen) this.#keepDelivered();
+    else this.#told = null;
+  }
+
+  #keepDelivered(): void {
     const told = this.#told;
     this.#told = null;
     if (told === null || replyClass(told.reply) !== 2) return;

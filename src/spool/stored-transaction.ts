@@ -290,8 +290,8 @@ export class StoredTransaction {
     this.#history.confirmed();
   }
 
-  vanished(): void {
-    this.#history.vanished();
+  vanished(byReset: boolean): void {
+    this.#history.vanished(byReset);
   }
 
   /** Waits for no next hop any more: what isn't delivered by now is made durable. */

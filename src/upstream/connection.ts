@@ -111,6 +111,8 @@ export class UpstreamConnection extends SMTPConnection {
   #rcptChunks = 0;
   readonly #patience = new Deadline(() => this.#onImpatient());
   #transaction: MailTransaction | null = null;
+  /** Its message is whole, and is being answered. */
+  #finishing: MailTransaction | null = null;
   /** The last one to be answered, while no command has shown that the client has read the answer. */
   #unconfirmed: MailTransaction | null = null;
   /** So many octets the client had sent before it was answered: Postfix and Exim send QUIT with the dot. */
@@ -220,6 +222,7 @@ export class UpstreamConnection extends SMTPConnection {
    */
   override _armTimeout(socket: Socket = this._socket): void {
     this.#top = socket;
+    socket.on('end', () => this.#finishing?.mayBeGone());
   }
 
   override _onClose(): void {
@@ -410,16 +413,15 @@ export class UpstreamConnection extends SMTPConnection {
     // And one that waits no longer, and is going to send the message again, looks the same.
     const socket = this._socket;
     socket.allowHalfOpen = true;
-    const onEnd = () => transaction.mayBeGone();
+    this.#finishing = transaction;
     const finished = transaction.finish().catch((error: unknown) => this.#unfinished(transaction, error));
-    if (socket.readableEnded) onEnd();
-    else socket.once('end', onEnd);
+    if (socket.readableEnded) transaction.mayBeGone();
     const answer = await finished;
-    socket.off('end', onEnd);
+    this.#finishing = null;
     this.#forgetTransaction();
-    if (this._closing || this._closed) return transaction.vanished();
+    if (this._closing || this._closed) return transaction.vanished(this.#isReset);
     this.#confirm();
-    this.#unconfirmed?.vanished();
+    this.#unconfirmed?.vanished(this.#isReset);
     this.#unconfirmed = transaction;
     this.#sentAhead = (this._parser as WireStream).octets + socket.readableLength;
     this.#answerAll(finalReplies(answer, this.#context.lmtp), () => {
@@ -595,6 +597,10 @@ export class UpstreamConnection extends SMTPConnection {
     this.#unconfirmed = null;
   }
 
+  get #isReset(): boolean {
+    return this.#top.errored !== null;
+  }
+
   #endTransaction(): void {
     this.#transaction?.abort();
     this.#forgetTransaction();
@@ -613,7 +619,7 @@ export class UpstreamConnection extends SMTPConnection {
     this.#onSlotsEmpty = null;
     this.#beforeGreeting = null;
     this.#transaction?.abort();
-    this.#unconfirmed?.vanished();
+    this.#unconfirmed?.vanished(this.#isReset);
     this.#unconfirmed = null;
     this.#context.onClosed();
   }

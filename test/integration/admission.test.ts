@@ -331,6 +331,7 @@ describe('EHLO', () => {
       'SIZE 1048576',
       '8BITMIME',
       'SMTPUTF8',
+      'PRDR',
       'ENHANCEDSTATUSCODES',
     ]);
   });

@@ -234,6 +234,29 @@ describe('when the upstream vanishes', () => {
     expect(await suppressed()).toBe(2);
   });
 
+  it('after the reply to a message that nothing tells from the next one like it, both are delivered', async () => {
+    proxy = await startProxy([{}, {}]);
+    for (let alarms = 0; alarms < 3; alarms++) {
+      const client = await proxy.client();
+      expect(await client.send(SENDER, TWO, 'Subject: door open\r\n\r\nalarm\r\n')).toMatch(/^250/);
+      client.socket.end();
+      await until(async () => (await proxy.metric('cutthrough_upstream_connections_active')) === 0);
+    }
+    expect(copies()).toEqual([3, 3]);
+    expect(await entries()).toBe(0);
+  });
+
+  it('by a reset, such a message is known again, too', async () => {
+    proxy = await startProxy([{}, {}]);
+    for (let tries = 0; tries < 2; tries++) {
+      const client = await proxy.client();
+      expect(await client.send(SENDER, TWO, 'Subject: door open\r\n\r\nalarm\r\n')).toMatch(/^250/);
+      client.reset();
+      await until(async () => (await proxy.metric('cutthrough_upstream_connections_active')) === 0);
+    }
+    expect(copies()).toEqual([1, 1]);
+  });
+
   it.each(['QUIT', 'NOOP', 'RSET', 'MAIL FROM:<x@src.example>'])(
     'after a %s, nothing is kept',
     async (command) => {

@@ -116,7 +116,7 @@ function messagesOf(nth: number, chance: Chance): Message[] {
       { length: lines },
       (_, at) => `${at % 7 === 0 ? '..' : ''}line ${at} of ${id}\r\n`,
     );
-    return { id, sender, recipients, wire: Buffer.from(`X-Simulated: ${id}\r\n\r\n${text.join('')}`) };
+    return { id, sender, recipients, wire: Buffer.from(`Message-ID: ${id}\r\n\r\n${text.join('')}`) };
   });
 }
 

@@ -118,7 +118,7 @@ export class Model {
 
   /** A next hop has taken a message. */
   taken(wire: Buffer, recipient: string, told: boolean): void {
-    const id = /^X-Simulated: (\S+)\r\n/m.exec(wire.toString('latin1', 0, 2_000))?.[1] ?? '';
+    const id = /^Message-ID: (\S+)\r\n/m.exec(wire.toString('latin1', 0, 2_000))?.[1] ?? '';
     const known = this.#messages.get(id);
     const copy = known?.copies.get(recipient);
     if (known === undefined || copy === undefined) {
