@@ -1,19 +1,22 @@
 // Sockets that are read without Node's afterthoughts, for connections whose messages are small and many: no stream buffer,
-// no event, and no 64 KiB of memory for each few bytes that come. Measured in bench b10 it is a quarter of what Node and
-// this program do for a message outside the kernel.
+// no event, and no 64 KiB of memory for each few octets that come, which together take a quarter of what Node and this
+// program do for a small message outside the kernel (measured).
 //
 // It is what net's documented option `onread` does, for sockets that were not made with it: those that a server accepts,
-// and those that a library has read so far. Where a version of Node has it in other places, readInPlace() says so and
-// changes nothing; test/integration/contracts.test.ts tells us.
+// and those that a library has read so far. Where a version of Node has it in other places, these functions say so and
+// change nothing; test/integration/contracts.test.ts tells us.
 import net, { type Socket } from 'node:net';
 
-/** Looks at the first `length` octets of `buffer`, which is written over when it returns. @returns false to pause */
-export type Reader = (buffer: Buffer, length: number) => boolean;
+/** @returns false to pause; resume() goes on */
+type Reader<Args extends readonly unknown[]> = (...args: Args) => boolean;
 
-/** All reads of all such sockets go in here: nothing of one is left when the next begins. */
-const READ = Buffer.alloc(64 * 1024);
+const READ_OCTETS = 64 * 1024;
+/** What all such sockets are read into: nothing of one is left in it when the next one's turn comes. */
+const SHARED = Buffer.alloc(READ_OCTETS);
+/** From so many octets in one read on a buffer of its own costs less than the copy. */
+const MANY_OCTETS = 16 * 1024;
 
-const [BUFFER, CALLBACK] = ['kBuffer', 'kBufferCb'].map((name) =>
+const [BUFFER, CALLBACK, NEXT] = ['kBuffer', 'kBufferCb', 'kBufferGen'].map((name) =>
   Object.getOwnPropertySymbols(new net.Socket()).find(({ description }) => description === name),
 );
 
@@ -22,18 +25,43 @@ type Internals = Record<symbol, unknown> & {
 };
 
 /**
- * From here on what comes isn't given as 'data' events; resume() goes on after a pause.
+ * From here on what comes isn't given as 'data' events.
+ * @param read gets a buffer that is written over when it returns, and how much of it has come
+ * @param next which buffer is read into after that
  * @returns false when it can't be done: the socket is read as ever
  */
-export function readInPlace(socket: Socket, read: Reader): boolean {
+export function readInPlace(
+  socket: Socket,
+  read: Reader<[buffer: Buffer, length: number]>,
+  next: (() => Buffer) | null = null,
+): boolean {
   const internals = socket as unknown as Internals;
   const handle = internals._handle;
-  if (BUFFER === undefined || CALLBACK === undefined || typeof handle?.useUserBuffer !== 'function')
-    return false;
-  // With TLS the handle is one that decrypts; what it has in hand would be lost.
+  if (BUFFER === undefined || CALLBACK === undefined || NEXT === undefined) return false;
+  // With TLS the handle is one that decrypts; and what has come before would be overtaken.
   if (socket.constructor !== net.Socket || socket.readableLength > 0) return false;
-  internals[BUFFER] = READ;
-  internals[CALLBACK] = (length: number) => read(READ, length);
-  handle.useUserBuffer(READ);
+  if (typeof handle?.useUserBuffer !== 'function') return false;
+  internals[BUFFER] = SHARED;
+  internals[CALLBACK] = (length: number, buffer: Buffer) => read(buffer, length);
+  internals[NEXT] = next;
+  handle.useUserBuffer(SHARED);
   return true;
+}
+
+/** As readInPlace(), with chunks to keep: of a few octets a copy, of many the very buffer that they were read into. */
+export function readChunks(socket: Socket, read: Reader<[chunk: Buffer]>): boolean {
+  let next = SHARED;
+  return readInPlace(
+    socket,
+    (buffer, length) => {
+      const isMany = length >= MANY_OCTETS;
+      next = isMany ? Buffer.allocUnsafeSlow(READ_OCTETS) : SHARED;
+      if (isMany && buffer !== SHARED)
+        return read(length === buffer.length ? buffer : buffer.subarray(0, length));
+      const chunk = Buffer.allocUnsafe(length);
+      buffer.copy(chunk, 0, 0, length);
+      return read(chunk);
+    },
+    () => next,
+  );
 }

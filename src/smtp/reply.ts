@@ -119,6 +119,10 @@ function bounded(text: string): string {
 /** Wire forms of the replies that are said for every message. */
 const fixedTexts = new Map<Reply, string>();
 
+/** Answers to EHLO by what they say. */
+const ehlos = new Map<string, Reply>();
+const MAX_EHLOS = 64;
+
 /** Said for every message, so built and formatted once. */
 function always(fixed: Reply): () => Reply {
   fixedTexts.set(fixed, textOf(fixed));
@@ -131,8 +135,15 @@ function always(fixed: Reply): () => Reply {
 export const greeting = (hostname: string, protocol: 'ESMTP' | 'LMTP' = 'ESMTP') =>
   reply(220, null, `${hostname} ${protocol} cutthrough`);
 export const helo = (hostname: string) => reply(250, null, hostname);
-export const ehlo = (hostname: string, keywords: readonly string[]) =>
-  reply(250, null, hostname, ...keywords);
+export function ehlo(hostname: string, keywords: readonly string[]): Reply {
+  // Many a client says it for each message.
+  const key = `${hostname} ${keywords.join(' ')}`;
+  const known = ehlos.get(key);
+  if (known !== undefined) return known;
+  const fresh = reply(250, null, hostname, ...keywords);
+  if (ehlos.size < MAX_EHLOS) ehlos.set(key, always(fresh)());
+  return fresh;
+}
 export const startTls = () => reply(220, '2.0.0', 'ready to start TLS');
 export const closing = () => reply(221, '2.0.0', 'closing the channel');
 export const ok = always(reply(250, '2.0.0', 'ok'));

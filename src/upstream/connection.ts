@@ -15,7 +15,7 @@ import type { Config } from '../config.ts';
 import type { Transaction } from '../cut-through/transaction.ts';
 import { Deadline } from '../deadline.ts';
 import { classLabel, type Metrics } from '../metrics.ts';
-import { readInPlace } from '../read-in-place.ts';
+import { readChunks } from '../read-in-place.ts';
 import { decodeCommandLine, type MailParams, parseMail, parseRcpt } from '../smtp/address.ts';
 import type { Client, Recipient, Sender } from '../smtp/envelope.ts';
 import * as replies from '../smtp/reply.ts';
@@ -190,11 +190,7 @@ export class UpstreamConnection extends SMTPConnection {
 
   /** The pipe that the library lays carries then no more than the end. */
   #readInPlace(socket: Socket, parser: WireStream): void {
-    const isDone = readInPlace(socket, (buffer, length) => {
-      const chunk = Buffer.allocUnsafe(length);
-      buffer.copy(chunk, 0, 0, length);
-      return parser.write(chunk);
-    });
+    const isDone = readChunks(socket, (chunk) => parser.write(chunk));
     if (isDone) parser.on('drain', () => socket.resume());
   }
 

@@ -8,7 +8,7 @@ import { SMTPServer } from 'smtp-server';
 import { SMTPConnection as ServerConnection } from 'smtp-server/lib/smtp-connection.js';
 import { SMTPStream } from 'smtp-server/lib/smtp-stream.js';
 import { afterEach, describe, expect, it, onTestFinished } from 'vitest';
-import { readInPlace } from '../../src/read-in-place.ts';
+import { readChunks, readInPlace } from '../../src/read-in-place.ts';
 import { until } from '../support/proxy.ts';
 import { Sink } from '../support/sink.ts';
 
@@ -189,14 +189,21 @@ describe('net', () => {
     return [socket, peer];
   }
 
-  it('reads in place: every octet once, in order, with pauses, and the end', async () => {
+  it.each<[string, (socket: net.Socket, take: (chunk: Buffer) => boolean) => boolean]>([
+    [
+      'in place',
+      (socket, take) =>
+        readInPlace(socket, (buffer, length) => take(Buffer.from(buffer.subarray(0, length)))),
+    ],
+    ['in chunks that can be kept', readChunks],
+  ])('reads %s: every octet once, in order, with pauses, and the end', async (_, startReading) => {
     const [socket, peer] = await pair();
     const sent = Buffer.alloc(3_000_000);
     for (let at = 0; at < sent.length; at++) sent[at] = (at * 7) % 251;
     const pieces: Buffer[] = [];
     let chunks = 0;
-    const done = readInPlace(socket, (buffer, length) => {
-      pieces.push(Buffer.from(buffer.subarray(0, length)));
+    const done = startReading(socket, (chunk) => {
+      pieces.push(chunk);
       if (++chunks % 3 !== 0) return true;
       setImmediate(() => socket.resume());
       return false;
