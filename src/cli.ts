@@ -4,10 +4,10 @@
 
 import { type Command, CommanderError } from 'commander';
 import { checkCertificate } from './certificate.ts';
-import { type Actions, buildProgram, describeCommands, OWN_FLAGS } from './command-line.ts';
+import { type Actions, buildProgram, describeCommands, OWN_FLAGS } from './commands/command-line.ts';
+import { serve } from './commands/serve.ts';
 import { type Config, describeConfig, effectiveOptions, loadConfig, type ParsedConfig } from './config.ts';
 import { camelCase, isOptionName } from './options.ts';
-import { serve } from './serve.ts';
 import type { QueueRequest } from './spool/control.ts';
 import { paintFor } from './terminal.ts';
 import { VERSION } from './version.ts';
@@ -41,11 +41,11 @@ const ACTIONS: Actions = {
   queueRemove: async (ids, dryRun, command) =>
     await runQueue({ command: 'remove', ids, dryRun }, command, ids.length),
   completion: async (shell, command) => {
-    const { completionScript } = await import('./completion.ts');
+    const { completionScript } = await import('./commands/completion.ts');
     process.stdout.write(completionScript(shell, describeCommands(command.parent!)));
   },
   man: async (command) => {
-    const { manPage } = await import('./man-page.ts');
+    const { manPage } = await import('./commands/man-page.ts');
     process.stdout.write(manPage(describeCommands(command.parent!), VERSION));
   },
 };
@@ -110,7 +110,7 @@ function runCheck(json: boolean, command: Command): void {
 async function runProbe(address: string, json: boolean, command: Command): Promise<void> {
   const { config, warnings } = loadOrFail(usageOf(command, 1));
   for (const warning of warnings) complain(`warning: ${warning}`);
-  const { probeAddress } = await import('./probe.ts');
+  const { probeAddress } = await import('./commands/probe.ts');
   const result = await probeAddress(config, address);
   print(json, result.json, result.lines(paintFor(process.stdout, process.env)));
   process.exit(result.ok ? 0 : 1);
@@ -127,7 +127,7 @@ async function runTraceCommand(
       `trace: ${JSON.stringify(id)} is no id; it stands in the log and in our Received line`,
     ]);
   const { config } = loadOrFail(usage);
-  const { runTrace } = await import('./trace-command.ts');
+  const { runTrace } = await import('./commands/trace.ts');
   const report = await runTrace(config, id, log);
   print(json === true, report.json, report.lines(paintFor(process.stdout, process.env)));
 }
@@ -138,7 +138,7 @@ function print(asJson: boolean, json: unknown, lines: readonly string[]): void {
 
 async function runQueue(request: QueueRequest, command: Command, operands: number): Promise<void> {
   const { config } = loadOrFail(usageOf(command, operands));
-  const { runQueueCommand } = await import('./queue-command.ts');
+  const { runQueueCommand } = await import('./commands/queue.ts');
   const { json, lines, ok } = await runQueueCommand(config, request);
   print(command.opts<{ json?: boolean }>().json === true, json, lines);
   if (!ok) process.exitCode = 1;

@@ -4,7 +4,7 @@ import { createSocket } from 'node:dgram';
 import { once } from 'node:events';
 import { afterEach, describe, expect, it, onTestFinished } from 'vitest';
 import type { Options } from '../../src/app.ts';
-import { probeAddress } from '../../src/probe.ts';
+import { probeAddress } from '../../src/commands/probe.ts';
 import { validatingDns } from '../../src/routing/validating-dns.ts';
 import { type Issued, issue, issueAuthority } from '../support/certificates.ts';
 import type { Client } from '../support/client.ts';

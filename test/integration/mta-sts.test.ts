@@ -1,7 +1,7 @@
 // MTA-STS from the client's RCPT to the next hop's handshake: DNS, policy, choice of mail exchangers, certificate.
 import { afterEach, describe, expect, it, onTestFinished } from 'vitest';
 import type { Options } from '../../src/app.ts';
-import { probeAddress } from '../../src/probe.ts';
+import { probeAddress } from '../../src/commands/probe.ts';
 import { type Issued, issue, issueAuthority } from '../support/certificates.ts';
 import type { Client } from '../support/client.ts';
 import { type DnsServer, startDnsServer, type Zone } from '../support/dns-server.ts';

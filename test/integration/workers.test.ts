@@ -5,7 +5,7 @@ import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import net, { type AddressInfo } from 'node:net';
 import { join } from 'node:path';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { runQueueCommand } from '../../src/queue-command.ts';
+import { runQueueCommand } from '../../src/commands/queue.ts';
 import { Client } from '../support/client.ts';
 import { Program } from '../support/program.ts';
 import { configOf, until } from '../support/proxy.ts';

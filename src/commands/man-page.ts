@@ -1,7 +1,8 @@
 // `cutthrough man`: the manual page, in man(7). Commands and options come from the description of the commands; the rest is
 // prose. man/cutthrough.1 is what this prints, and a test says when it is not. Pure.
+
+import { envName } from '../options.ts';
 import type { CommandInfo, FlagInfo } from './command-line.ts';
-import { envName } from './options.ts';
 
 /** Of the prose; a date of the day would make every build another page. */
 const DATE = '2026-11-24';

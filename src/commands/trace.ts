@@ -4,11 +4,11 @@
 import { createReadStream } from 'node:fs';
 import { createInterface } from 'node:readline';
 import type { Readable } from 'node:stream';
-import type { Config } from './config.ts';
-import { formatHostPort, type HostPort } from './option-kinds.ts';
-import { type Colour, colourOfCode, columns, type Paint } from './terminal.ts';
-import type { Trace, TraceEvent } from './time-line.ts';
-import { whyUnreadable } from './unreadable.ts';
+import type { Config } from '../config.ts';
+import { formatHostPort, type HostPort } from '../option-kinds.ts';
+import { type Colour, colourOfCode, columns, type Paint } from '../terminal.ts';
+import type { Trace, TraceEvent } from '../time-line.ts';
+import { whyUnreadable } from '../unreadable.ts';
 
 export type TraceReport = Readonly<{ json: unknown; lines: (paint: Paint) => readonly string[] }>;
 

@@ -2,14 +2,14 @@
 // or as the primary of several.
 // SIGTERM and SIGINT drain; a second one exits at once. SIGHUP reloads, and a broken file changes nothing.
 
-import type { Proxy as RunningProxy } from './app.ts';
-import { checkCertificate } from './certificate.ts';
-import type { Config, ParsedConfig } from './config.ts';
-import type { Logger } from './log.ts';
-import { createLogger } from './log.ts';
-import { exitOnBugs, setUpMemory } from './process.ts';
-import { startFailure } from './start-failure.ts';
-import { VERSION } from './version.ts';
+import type { Proxy as RunningProxy } from '../app.ts';
+import { checkCertificate } from '../certificate.ts';
+import type { Config, ParsedConfig } from '../config.ts';
+import type { Logger } from '../log.ts';
+import { createLogger } from '../log.ts';
+import { exitOnBugs, setUpMemory } from '../process.ts';
+import { startFailure } from '../start-failure.ts';
+import { VERSION } from '../version.ts';
 
 /**
  * Runs the proxy until a signal ends the process. `load` reads flags, environment and file anew at each SIGHUP.
@@ -50,9 +50,9 @@ export async function serve(
 
 async function start(config: Config, logger: Logger): Promise<RunningProxy> {
   try {
-    const { startPrimary, workerCount } = await import('./workers/primary.ts');
+    const { startPrimary, workerCount } = await import('../workers/primary.ts');
     if (workerCount(config) > 1) return await startPrimary(config, logger);
-    const { createProxyFromConfig } = await import('./app.ts');
+    const { createProxyFromConfig } = await import('../app.ts');
     return await createProxyFromConfig(config, logger);
   } catch (error) {
     throw new Error(startFailure(error, config), { cause: error });

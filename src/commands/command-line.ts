@@ -1,8 +1,8 @@
 // The commands with their flags and help, as commander has them, and as a plain description for the completions and the
 // manual page: all from the table of options, so that none of them can go stale. What a command does is given by `run`.
 import { Argument, Command, type HelpConfiguration, Option } from 'commander';
-import { type AnyOption, choicesOf, groupOf, OPTION_NAMES, OPTIONS, type OptionName } from './options.ts';
-import { VERSION } from './version.ts';
+import { type AnyOption, choicesOf, groupOf, OPTION_NAMES, OPTIONS, type OptionName } from '../options.ts';
+import { VERSION } from '../version.ts';
 
 const SHELLS = ['bash', 'zsh', 'fish'] as const;
 export type Shell = (typeof SHELLS)[number];

@@ -1,20 +1,20 @@
 // `cutthrough queue …`: asks the proxy that runs on the spool directory, or, when none does, works on the directory itself,
 // with what workers have left in their parts of it.
 import { stat } from 'node:fs/promises';
-import type { Config } from './config.ts';
-import { createLogger } from './log.ts';
+import type { Config } from '../config.ts';
+import { createLogger } from '../log.ts';
 import {
   answerRequest,
   askHolder,
   controlOfStore,
   type QueueAnswer,
   type QueueRequest,
-} from './spool/control.ts';
-import type { QueuedMessage } from './spool/envelope.ts';
-import { connectToHolder, DirectoryLock } from './spool/lock.ts';
-import { gather } from './spool/parts.ts';
-import type { Listed } from './spool/queue.ts';
-import { SpoolStore } from './spool/store.ts';
+} from '../spool/control.ts';
+import type { QueuedMessage } from '../spool/envelope.ts';
+import { connectToHolder, DirectoryLock } from '../spool/lock.ts';
+import { gather } from '../spool/parts.ts';
+import type { Listed } from '../spool/queue.ts';
+import { SpoolStore } from '../spool/store.ts';
 
 export type QueueReport = Readonly<{ lines: readonly string[]; json: unknown; ok: boolean }>;
 
