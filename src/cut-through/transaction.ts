@@ -75,7 +75,8 @@ export class Transaction {
   /** Key of the next hop of the first recipient that has one. */
   #firstHop: string | null = null;
   #routed: Promise<unknown> = Promise.resolve();
-  readonly #history: MessageHistory;
+  /** Outlives the transaction: what the upstream does next shows whether it knows what became of the message. */
+  readonly history: MessageHistory;
   /** Legs whose next hop may have this message from before, and what came of it until the header tells. */
   #held: { legs: readonly Leg[]; pieces: Buffer[] } | null = null;
   #upstreamGone = false;
@@ -97,7 +98,7 @@ export class Transaction {
     this.client = client;
     this.#deps = deps;
     this.#record = new TransactionRecord(this.id, sender, client, deps);
-    this.#history = new MessageHistory(deps.ledger, sender, client);
+    this.history = new MessageHistory(deps.ledger, sender, client);
   }
 
   get state(): State['name'] {
@@ -151,7 +152,7 @@ export class Transaction {
       this.#record.told(record, answer, answer.code < 300);
       if (record.outcome === 'accepted') {
         this.#accepted++;
-        this.#history.asks(recipient);
+        this.history.asks(recipient);
       }
       return answer;
     } finally {
@@ -179,7 +180,7 @@ export class Transaction {
       if (leg.recipients.length > 0) legs.push(leg);
       else leg.release();
     }
-    const held = this.#history.hasSuspects ? this.#holdBack(legs) : [];
+    const held = this.history.hasSuspects ? this.#holdBack(legs) : [];
     const room = this.#deps.spooler === null || (await this.#deps.spooler.hasRoom());
     if (!room && this.#missed.length > 0) return this.#refuseData(noDiskSpace());
     const answers =
@@ -199,7 +200,7 @@ export class Transaction {
 
   /** Takes the legs out of `legs` that must not get DATA before the header has shown whether it is a repetition. */
   #holdBack(legs: Leg[]): readonly Leg[] {
-    const isHeld = (leg: Leg) => leg.recipients.some((recipient) => this.#history.isSuspect(recipient));
+    const isHeld = (leg: Leg) => leg.recipients.some((recipient) => this.history.isSuspect(recipient));
     const held = legs.filter(isHeld);
     legs.splice(0, legs.length, ...legs.filter((leg) => !isHeld(leg)));
     return held;
@@ -222,7 +223,7 @@ export class Transaction {
       // Where each recipient is told its own outcome, none has to be withheld from the others.
       order: config.dots === 'ordered' && !this.#hasFallback && !this.#tellsEach ? leastTrustedFirst : null,
       // Kept on disk, an outcome is as good as known.
-      onAnswer: ledger.isKept ? (leg, outcomes) => this.#history.settled(zip(leg, outcomes)) : null,
+      onAnswer: ledger.isKept ? (leg, outcomes) => this.history.settled(zip(leg, outcomes)) : null,
       now,
       standstill: this.#standstill,
     });
@@ -269,8 +270,8 @@ export class Transaction {
     if (this.#held === null || this.#state.name !== 'body') return;
     const { legs, pieces } = this.#held;
     const { fanOut, body, room } = this.#state;
-    if (!this.#history.judge(body)) this.#giveUp({ reply: stillDelivering(), result: 'deferred' });
-    const done = new Set(this.#history.known.keys());
+    if (!this.history.judge(body)) this.#giveUp({ reply: stillDelivering(), result: 'deferred' });
+    const done = new Set(this.history.known.keys());
     if (this.#refusal === null) {
       const answers = await Promise.all(legs.map((leg) => leg.startDataWithout(done)));
       // The upstream may have gone meanwhile.
@@ -314,11 +315,11 @@ export class Transaction {
     const { metrics } = this.#deps;
     metrics.messageSize.observe(body.octets);
     if (this.#held !== null) await this.#letGo();
-    if (this.#refusal === null && !this.#history.isSame())
+    if (this.#refusal === null && !this.history.isSame())
       this.#giveUp({ reply: notTheSame(), result: 'deferred' });
     if (this.#refusal === null) {
       this.#due = fanOut.legs.flatMap((leg) => leg.recipients);
-      if (fanOut.legs.length > 1) await this.#history.intend(this.#due, body);
+      if (fanOut.legs.length > 1) await this.history.intend(this.#due, body);
       if (this.#upstreamEnded) this.mayBeGone();
     }
     const teed = this.#refusal === null ? this.#teeTakes(this.#last) : null;
@@ -351,7 +352,7 @@ export class Transaction {
     if (this.#state.name === 'body') {
       this.#upstreamGone = true;
       const { fanOut, body } = this.#state;
-      if (fanOut.dotsSent) return this.#history.pend(this.#due, body);
+      if (fanOut.dotsSent) return this.history.pend(this.#due, body);
       this.#giveUp({ reply: transactionAborted(), result: 'aborted' });
     }
     this.#end(this.#refusal?.result ?? this.#record.resultWithoutMessage, null, {});
@@ -360,17 +361,7 @@ export class Transaction {
   /** The upstream has ended its side after the message: it may wait for the reply, or send the message again now. */
   mayBeGone(): void {
     this.#upstreamEnded = true;
-    if (this.#state.name === 'body') this.#history.pend(this.#due, this.#state.body);
-  }
-
-  /** The upstream has sent another command: it knows what became of the message. */
-  confirmed(): void {
-    this.#history.confirmed();
-  }
-
-  /** The upstream has gone without one. */
-  vanished(byReset: boolean): void {
-    this.#history.vanished(byReset);
+    if (this.#state.name === 'body') this.history.pend(this.#due, this.#state.body);
   }
 
   /** Waits for nobody any more: every leg is dropped, and what is not known by now stays unknown. */
@@ -469,7 +460,7 @@ export class Transaction {
 
   #verdictBeforeDots(fanOut: FanOut): Verdict {
     const { failure } = fanOut;
-    this.#history.abandon();
+    this.history.abandon();
     let decision = this.#refusal;
     if (decision === null && failure !== null) {
       const legs = [...this.#legs.values()].filter((leg) => leg.recipients.length > 0).length;
@@ -496,7 +487,7 @@ export class Transaction {
         results.push({ recipient, nextHop: nextHop.label, outcome });
       }
     }
-    for (const [recipient, outcome] of this.#history.known) {
+    for (const [recipient, outcome] of this.history.known) {
       this.#records.get(recipient)!.suppressed(outcome);
       this.#deps.metrics.duplicatesSuppressed.inc();
       all.push(outcome);
@@ -508,7 +499,7 @@ export class Transaction {
       this.#records.get(recipient)!.withheldFor(decision.reply);
       this.#deps.metrics.recipientsWithheld.inc();
     }
-    const kept = this.#history.told(decision, results, body, this.#upstreamGone);
+    const kept = this.history.told(decision, results, body, this.#upstreamGone);
     if (kept !== null) await kept;
     return decision;
   }

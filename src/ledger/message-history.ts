@@ -10,10 +10,12 @@
 // An entry is left behind only where the upstream may not know the outcome.
 import type { Outcome } from '../downstream/outcome.ts';
 import type { Client, Recipient, Sender } from '../smtp/envelope.ts';
-import type { MessageBody } from '../smtp/message-body.ts';
 import { alreadyDelivered, type Reply, replyClass } from '../smtp/reply.ts';
 import { fingerprintOf, isIdentified } from './fingerprint.ts';
 import type { Entry, Fate, Ledger } from './ledger.ts';
+
+/** What a message is known by, see MessageBody. */
+type Message = Readonly<{ header: Buffer | null; octets: number; crc32: number }>;
 
 /** One reply for all; or with `each` their own ones, and then it is 2xx if anybody's is. */
 type Said = Readonly<{ reply: Reply; each?: ReadonlyMap<Recipient, Reply> | undefined }>;
@@ -28,7 +30,7 @@ export class MessageHistory {
   #suspects: Set<Recipient> | null = null;
   #known: Map<Recipient, Entry> | null = null;
   #fingerprint: string | null | undefined;
-  #body: MessageBody | null = null;
+  #body: Message | null = null;
   /** Entries are to outlive the process. */
   #durable = false;
   #intended: readonly Recipient[] = [];
@@ -60,7 +62,7 @@ export class MessageHistory {
   }
 
   /** When the header block has come. False: the message's outcome is still open elsewhere, so nothing can be done now. */
-  judge(body: MessageBody): boolean {
+  judge(body: Message): boolean {
     this.#body = body;
     this.#known = new Map();
     for (const recipient of this.#suspects ?? []) {
@@ -92,7 +94,7 @@ export class MessageHistory {
   }
 
   /** Before several dots: their outcomes will be open for a moment, and one of them may be all we learn. */
-  async intend(recipients: readonly Recipient[], body: MessageBody): Promise<void> {
+  async intend(recipients: readonly Recipient[], body: Message): Promise<void> {
     if (!this.#ledger.isKept) return;
     this.#body = body;
     this.#durable = true;
@@ -112,7 +114,7 @@ export class MessageHistory {
   }
 
   /** The upstream has gone, or may have, while the dots are out or about to go out. */
-  pend(recipients: readonly Recipient[], body: MessageBody): void {
+  pend(recipients: readonly Recipient[], body: Message): void {
     this.#body = body;
     this.#intended = recipients;
     for (const recipient of recipients) void this.#put(recipient, { kind: 'pending' });
@@ -125,10 +127,11 @@ export class MessageHistory {
   told(
     { reply, each }: Said,
     outcomes: readonly RecipientOutcome[],
-    body: MessageBody,
+    body: Message,
     upstreamGone: boolean,
   ): Promise<unknown> | null {
-    this.#body = body;
+    // Kept while the upstream thinks of its next command: no more of it than that needs.
+    this.#body = { header: body.header, octets: body.octets, crc32: body.crc32 };
     this.#told = { reply, each, recipients: outcomes.map(({ recipient }) => recipient) };
     if (replyClass(reply) === 2) {
       if (upstreamGone) this.#keepDelivered();

@@ -84,7 +84,7 @@ export class StoredTransaction {
   /** The recipients accepted; no next hop where it could not be found out now. */
   readonly #targets: Target[] = [];
   readonly #waits = new Set<Wait>();
-  readonly #history: MessageHistory;
+  readonly history: MessageHistory;
   #state: State = { name: 'envelope' };
   #refusal: Reply | null = null;
   #last: readonly Buffer[] = [];
@@ -101,7 +101,7 @@ export class StoredTransaction {
     this.client = client;
     this.#deps = deps;
     this.#record = new TransactionRecord(this.id, sender, client, deps);
-    this.#history = new MessageHistory(deps.ledger, sender, client);
+    this.history = new MessageHistory(deps.ledger, sender, client);
   }
 
   get state(): State['name'] {
@@ -161,7 +161,7 @@ export class StoredTransaction {
     record.nextHop = nextHop?.label ?? '';
     this.#record.told(record, recipientOk());
     this.#targets.push({ recipient, nextHop, record });
-    this.#history.asks(recipient);
+    this.history.asks(recipient);
     return recipientOk();
   }
 
@@ -254,16 +254,16 @@ export class StoredTransaction {
       nobody ? spooler.settle(this, those, buffer) : spooler.keep(this, those, buffer),
     );
     this.#noteKnown();
-    await this.#history.told(settled, results, body, this.#upstreamGone);
+    await this.history.told(settled, results, body, this.#upstreamGone);
     return settled;
   }
 
   /** What is on record of the whole message: those who have it are left out from here on. */
   #repetition(body: MessageBody): Reply | null {
-    if (!this.#history.hasSuspects) return null;
-    if (!this.#history.judge(body)) return stillDelivering();
+    if (!this.history.hasSuspects) return null;
+    if (!this.history.judge(body)) return stillDelivering();
     // Nobody has been kept from anything yet: a different message just goes its way.
-    return this.#history.isSame() || this.#history.judge(body) ? null : stillDelivering();
+    return this.history.isSame() || this.history.judge(body) ? null : stillDelivering();
   }
 
   /** The upstream has gone, or has reset the transaction. What it got no reply for it will send again. */
@@ -283,15 +283,7 @@ export class StoredTransaction {
   mayBeGone(): void {
     if (this.#state.name !== 'delivering' || this.#refusal !== null) return;
     const recipients = this.#targets.map(({ recipient }) => recipient);
-    this.#history.pend(recipients, this.#state.body);
-  }
-
-  confirmed(): void {
-    this.#history.confirmed();
-  }
-
-  vanished(byReset: boolean): void {
-    this.#history.vanished(byReset);
+    this.history.pend(recipients, this.#state.body);
   }
 
   /** Waits for no next hop any more: what isn't delivered by now is made durable. */
@@ -302,7 +294,7 @@ export class StoredTransaction {
 
   /** What is known before anything is tried: of most nothing. */
   #untried(): readonly Result[] {
-    const { known } = this.#history;
+    const { known } = this.history;
     return this.#targets.map(({ recipient, nextHop }) => ({
       recipient,
       nextHop: nextHop?.label ?? '',
@@ -384,11 +376,11 @@ export class StoredTransaction {
   ): Promise<void> {
     for (const [at, { outcome }] of results.entries()) this.#targets[at]!.record.ended(outcome);
     this.#noteKnown();
-    await this.#history.told(said, results, body, this.#upstreamGone);
+    await this.history.told(said, results, body, this.#upstreamGone);
   }
 
   #noteKnown(): void {
-    const { known } = this.#history;
+    const { known } = this.history;
     for (const { recipient, record } of this.#targets) {
       const outcome = known.get(recipient);
       if (outcome === undefined) continue;

@@ -14,6 +14,7 @@ import { SMTPConnection, type SMTPConnectionOptions } from 'smtp-server/lib/smtp
 import type { Config } from '../config.ts';
 import type { Transaction } from '../cut-through/transaction.ts';
 import { Deadline } from '../deadline.ts';
+import type { MessageHistory } from '../ledger/message-history.ts';
 import { classLabel, type Metrics } from '../metrics.ts';
 import { readChunks } from '../read-in-place.ts';
 import { decodeCommandLine, type MailParams, parseMail, parseRcpt } from '../smtp/address.ts';
@@ -114,7 +115,7 @@ export class UpstreamConnection extends SMTPConnection {
   /** Its message is whole, and is being answered. */
   #finishing: MailTransaction | null = null;
   /** The last one to be answered, while no command has shown that the client has read the answer. */
-  #unconfirmed: MailTransaction | null = null;
+  #unconfirmed: MessageHistory | null = null;
   /** So many octets the client had sent before it was answered: Postfix and Exim send QUIT with the dot. */
   #sentAhead = 0;
   #draining = false;
@@ -415,10 +416,10 @@ export class UpstreamConnection extends SMTPConnection {
     const answer = await finished;
     this.#finishing = null;
     this.#forgetTransaction();
-    if (this._closing || this._closed) return transaction.vanished(this.#isReset);
+    if (this._closing || this._closed) return transaction.history.vanished(this.#isReset);
     this.#confirm();
     this.#unconfirmed?.vanished(this.#isReset);
-    this.#unconfirmed = transaction;
+    this.#unconfirmed = transaction.history;
     this.#sentAhead = (this._parser as WireStream).octets + socket.readableLength;
     this.#answerAll(finalReplies(answer, this.#context.lmtp), () => {
       this.#nextCommand(resume);
