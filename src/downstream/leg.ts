@@ -301,7 +301,7 @@ export class Leg {
     // What is due after the refusal of a sender comes at once, for it was asked together with that.
     else if (session.isQuiet || (this.#senderRefused !== null && session.capabilities.pipelining))
       pool.giveAfterReset(kept);
-    else session.abort();
+    else return this.drop();
     this.#kept = null;
   }
 
@@ -441,7 +441,7 @@ export class Leg {
     const mailExchange = await this.#mail;
     const mailAt = this.#timed('mail', this.#deps.now(), began);
     if (isFirst) this.#markReply('mail-reply', mailAt, mailExchange);
-    if (isGone(mailExchange) && (this.#reused || session !== this.session)) {
+    if (isGone(mailExchange) && !this.#dropped && (this.#reused || session !== this.session)) {
       if (session === this.session) this.#openAfresh();
       return await this.addRecipient(recipient);
     }

@@ -30,6 +30,7 @@ async function send(to: readonly string[], message = MESSAGE): Promise<string> {
   return reply;
 }
 
+const isMail = (line: string) => line.startsWith('MAIL');
 const copies = () => proxy.sinks.map((sink) => sink.messages.length);
 const suppressed = () => proxy.metric('cutthrough_duplicates_suppressed_total');
 const entries = () => proxy.metric('cutthrough_ledger_entries');
@@ -376,6 +377,25 @@ it('a leg that shares its session with somebody new names only that one', async 
     ['<u@a.example>'],
     ['<new@a.example>'],
   ]);
+});
+
+it('an upstream that goes while its new recipients are named anew leaves nothing running', async () => {
+  // Of the retry: the first MAIL is for both, the second for the new one alone.
+  const mail = (_line: string, nth: number): Act | null => (nth === 2 ? { act: 'stall' } : null);
+  proxy = await startProxy([{ script: { mail } }], { commandTimeout: '5s' });
+  const client = await proxy.client();
+  expect(await client.send(SENDER, ['u@a.example'], MESSAGE)).toMatch(/^250/);
+  client.destroy();
+  await until(async () => (await entries()) === 1);
+  const again = await proxy.client();
+  expect(await again.envelope(SENDER, ['u@a.example', 'new@a.example'])).toMatch(/^354/);
+  again.write(`${MESSAGE}.\r\n`);
+  const mails = () => proxy.sinks[0]!.sessions.flatMap(({ commands }) => commands).filter(isMail).length;
+  await until(() => mails() === 3);
+  again.reset();
+  await until(async () => (await proxy.metric('cutthrough_transactions_active')) === 0);
+  await until(async () => (await proxy.metric('cutthrough_downstream_sessions_active')) === 0);
+  expect(await send(['new@a.example'])).toMatch(/^250/);
 });
 
 it('mixed outcomes outlive the process with --ledger-dir', async () => {

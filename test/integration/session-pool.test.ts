@@ -94,6 +94,19 @@ describe('a kept session', () => {
     expect(verbs(sinkOf(0))).toEqual([...first, 'MAIL', 'RCPT', 'DATA']);
   });
 
+  it('is dropped where the client goes before the sender is answered for', async () => {
+    const mail = (_: string, nth: number): Act | null => (nth === 1 ? { act: 'stall' } : null);
+    proxy = await startProxy([{ script: { mail } }], { commandTimeout: '20s' });
+    const [one, two] = [await proxy.client(), await proxy.client()];
+    expect(await send(one)).toMatch(/^250/);
+    one.write('MAIL FROM:<s@src.example>\r\nRCPT TO:<u@a.example>\r\nRCPT TO:<v@a.example>\r\n');
+    await until(() => verbs(sinkOf(0)).filter((verb) => verb === 'MAIL').length === 2);
+    one.reset();
+    await until(() => closed(sinkOf(0)) === 1);
+    expect(await send(two)).toMatch(/^250/);
+    expect(sinkOf(0).connections).toBe(2);
+  });
+
   it('is dropped where the RSET is refused', async () => {
     proxy = await startProxy([{ script: { rset: '502 what' } }]);
     const [one, two] = [await proxy.client(), await proxy.client()];
