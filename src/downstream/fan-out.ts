@@ -5,6 +5,7 @@
 // (`independent`), only that leg is dropped, and the others go on. With an `order` the dots go out one after another, as
 // long as every answer is an acceptance.
 
+import { setImmediate as nextTurn } from 'node:timers/promises';
 import { END_OF_DATA } from '../smtp/wire.ts';
 import type { FailureCause } from './health.ts';
 import type { Leg } from './leg.ts';
@@ -88,6 +89,8 @@ export class FanOut {
       this.#writeToAll(pieces);
       await this.#untilAll((leg) => leg.session?.flushed());
     }
+    // What has come with a 354 was said before the dot, although nobody has looked at it yet.
+    if (this.legs.some((leg) => leg.session?.hasUnread)) await nextTurn();
     if (this.failure !== null) return null;
     this.#dotsSent = true;
     if (only !== undefined && others.length === 0) return [await this.#dot(only, last)];

@@ -212,6 +212,11 @@ export class DownstreamSession extends Base {
     return socket.authorized ? null : String(socket.authorizationError);
   }
 
+  /** The peer has said more than has been dealt with: it will be, before setImmediate()'s next turn is over. */
+  get hasUnread(): boolean {
+    return this.#unread !== '';
+  }
+
   /** The peer owes no reply. */
   get isQuiet(): boolean {
     return this.#pending.length === 0;

@@ -1,11 +1,13 @@
 // The ledger: an upstream that sends a message again, since it may not know what became of it, gives nobody a second copy;
 // and nothing but the very same message is ever kept from anybody.
+import { once } from 'node:events';
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import net from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import fc from 'fast-check';
-import { afterEach, describe, expect, it } from 'vitest';
+import { afterEach, describe, expect, it, onTestFinished } from 'vitest';
 import type { Options } from '../../src/app.ts';
 import type { Client } from '../support/client.ts';
 import { startProxy, startProxyOnly, type TestProxy, until } from '../support/proxy.ts';
@@ -396,6 +398,46 @@ it('an upstream that goes while its new recipients are named anew leaves nothing
   await until(async () => (await proxy.metric('cutthrough_transactions_active')) === 0);
   await until(async () => (await proxy.metric('cutthrough_downstream_sessions_active')) === 0);
   expect(await send(['new@a.example'])).toMatch(/^250/);
+});
+
+it('a 250 that a next hop says together with its 354 is no acknowledgement, however soon the dot follows', async () => {
+  let retried = false;
+  const dots: string[] = [];
+  const server = net.createServer((socket) => {
+    let body = false;
+    socket.on('error', () => {});
+    socket.write('220 sink.example ESMTP\r\n');
+    socket.on('data', (chunk) => {
+      for (const line of chunk.toString().split('\r\n').slice(0, -1)) {
+        if (line === 'DATA') {
+          body = true;
+          socket.write(retried ? '354 go\r\n250 2.0.0 early\r\n' : '354 go\r\n');
+        } else if (line === '.') {
+          body = false;
+          dots.push(retried ? 'retry' : 'first');
+          if (!retried) socket.write('250 2.0.0 ok\r\n');
+        } else if (!body)
+          socket.write(line.startsWith('EHLO') ? '250-x\r\n250 PIPELINING\r\n' : '250 2.0.0 ok\r\n');
+      }
+    });
+  });
+  server.listen(0, '127.0.0.1');
+  await once(server, 'listening');
+  onTestFinished(() => void server.close());
+  proxy = await startProxyOnly({
+    route: [`*=smtp://127.0.0.1:${(server.address() as net.AddressInfo).port}`],
+  });
+  const client = await proxy.client();
+  expect(await client.send(SENDER, ['u@a.example'], MESSAGE)).toMatch(/^250/);
+  client.destroy();
+  await until(async () => (await entries()) === 1);
+  // The leg is held until the header is there, and by then all of the message is.
+  retried = true;
+  const again = await proxy.client();
+  await again.envelope(SENDER, ['u@a.example', 'new@a.example']);
+  again.write(`${MESSAGE}.\r\n`);
+  expect(await again.reply()).toMatch(/^451 4\.4\.2/);
+  expect(dots).toEqual(['first']);
 });
 
 it('mixed outcomes outlive the process with --ledger-dir', async () => {

@@ -131,8 +131,15 @@ class Session {
     this.#input = this.#input.subarray(at + 5);
     this.#state = 'commands';
     if (this.#early === null) this.#afterDelay(() => this.#dot(wire));
-    else if (this.#early === '250') this.#take(wire, this.#recipients, true);
+    else if (this.#early === '250') this.#takeEarly(wire);
     return this.#state === 'commands';
+  }
+
+  /** With LMTP the one 250 that was said is the first recipient's. */
+  #takeEarly(wire: Buffer): void {
+    const told = this.#setting.lmtp ? 1 : this.#recipients.length;
+    this.#take(wire, this.#recipients.slice(0, told), true);
+    this.#take(wire, this.#recipients.slice(told), false);
   }
 
   #afterDelay(answer: () => void): void {
