@@ -17,6 +17,7 @@ import { MessageBody } from '../smtp/message-body.ts';
 import {
   dnsTemporary,
   legLost,
+  mixed,
   noDiskSpace,
   notTheSame,
   noValidRecipients,
@@ -286,7 +287,7 @@ export class Transaction {
     const failures = answers.filter((answer) => answer !== null);
     if (failures.length > 0 && !(this.#hasFallback && room)) {
       const reply = refusalOfData(failures);
-      return this.#giveUp({ reply, result: resultOf(reply) });
+      return this.#giveUp(this.#besideKnown({ reply, result: resultOf(reply) }));
     }
     fanOut.join(
       legs.filter((leg, at) =>
@@ -458,13 +459,21 @@ export class Transaction {
     if (this.#state.name === 'body') this.#state.fanOut.drop();
   }
 
+  /** A next hop has refused for good, but others have the message from an earlier try: it isn't refused for them. */
+  #besideKnown(refusal: Verdict): Verdict {
+    const accepted = [...this.history.known.values()].filter(({ kind }) => kind === 'accepted').length;
+    if (accepted === 0 || replyClass(refusal.reply) !== 5) return refusal;
+    // Whoever has not been asked this time may yet get it.
+    return { reply: mixed({ accepted, total: this.#accepted, temporary: true }), result: 'mixed' };
+  }
+
   #verdictBeforeDots(fanOut: FanOut): Verdict {
     const { failure } = fanOut;
     this.history.abandon();
     let decision = this.#refusal;
     if (decision === null && failure !== null) {
       const legs = [...this.#legs.values()].filter((leg) => leg.recipients.length > 0).length;
-      decision = verdictBeforeDots(failure.outcome, failure.leg.nextHop.label, legs);
+      decision = this.#besideKnown(verdictBeforeDots(failure.outcome, failure.leg.nextHop.label, legs));
     }
     decision ??= { reply: legLost('a next hop', 'body'), result: 'deferred' };
     this.#answerAll(decision.reply);

@@ -15,6 +15,8 @@ export type BodySink = Readonly<{
 
 /** RFC 5321 §4.5.3.1.4: 512 octets, more for the parameters of extensions (SIZE, ENVID, ORCPT). */
 const MAX_COMMAND_OCTETS = 4096;
+/** Of a message, beside the chunk being dealt with. */
+const MAX_REST_OCTETS = 16 * 1024;
 const LF = 0x0a;
 const CR = 0x0d;
 const NOTHING = Buffer.alloc(0);
@@ -62,8 +64,10 @@ export class WireStream extends SMTPStream {
     return !this.#full;
   }
 
+  /** The rest of a message is let in, and commands behind it, so that a client that goes meanwhile is seen to go. */
   get #holdsEnough(): boolean {
-    return this.#waiting && this.#input.length > (this.#ending ? MAX_COMMAND_OCTETS : 0);
+    const room = this.#ending ? MAX_COMMAND_OCTETS : this.#body !== null ? MAX_REST_OCTETS : 0;
+    return this.#waiting && this.#input.length > room;
   }
 
   /** At FIN an unterminated command is no command. */

@@ -10,7 +10,7 @@ import { Sink } from '../sink.ts';
 import { Chance } from './chance.ts';
 import { type Message, Model, type Policy } from './model.ts';
 import { NextHop } from './next-hop.ts';
-import { Upstream } from './upstream.ts';
+import { patience, Upstream } from './upstream.ts';
 
 const DOMAINS = ['a', 'b', 'c', 'd', 'e'].map((name) => `${name}.example`);
 const SESSIONS = 24;
@@ -129,6 +129,7 @@ async function deliver(upstream: Upstream, messages: readonly Message[], chance:
     if (tries > 100) throw new Error(`${first.id} and its twin come to no end`);
     for (const { message, final } of done)
       if (final.size < message.recipients.length) await upstream.attempt(message, final, chance);
+    await patience(tries);
   }
   return done;
 }

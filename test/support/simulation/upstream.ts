@@ -22,6 +22,11 @@ type Fault = (typeof FAULTS)[number] | null;
 
 const MOST_ATTEMPTS = 60;
 
+/** As a queue has it: what a next hop keeps open for an --ack-timeout must not take up all the attempts. */
+export async function patience(attempts: number): Promise<void> {
+  if (attempts > 5) await sleep(80);
+}
+
 export class Upstream {
   attempts = 0;
   readonly #port: number;
@@ -39,6 +44,7 @@ export class Upstream {
     for (let nth = 0; final.size < message.recipients.length; nth++) {
       if (nth === MOST_ATTEMPTS) throw new Error(`${message.id} comes to no end`);
       await this.attempt(message, final, chance);
+      await patience(nth);
     }
     return final;
   }
