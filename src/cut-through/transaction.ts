@@ -313,6 +313,8 @@ export class Transaction {
     if (this.#state.name !== 'body') throw new Error(`end of data while ${this.#state.name}`);
     const { fanOut, body, began } = this.#state;
     const taken = this.#tellsEach ? this.#taken() : null;
+    // While legs are still held back, the upstream may go and come again.
+    if (this.#held !== null) this.#due = taken ?? this.#taken();
     const { metrics } = this.#deps;
     metrics.messageSize.observe(body.octets);
     if (this.#held !== null) await this.#letGo();

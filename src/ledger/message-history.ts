@@ -98,7 +98,7 @@ export class MessageHistory {
     if (!this.#ledger.isKept) return;
     this.#body = body;
     this.#durable = true;
-    this.#intended = recipients;
+    this.#intended = [...this.#intended, ...recipients];
     await Promise.all(recipients.map((recipient) => this.#put(recipient, { kind: 'pending' })));
   }
 
@@ -116,8 +116,10 @@ export class MessageHistory {
   /** The upstream has gone, or may have, while the dots are out or about to go out. */
   pend(recipients: readonly Recipient[], body: Message): void {
     this.#body = body;
-    this.#intended = recipients;
-    for (const recipient of recipients) void this.#put(recipient, { kind: 'pending' });
+    // What is on record already is not ours to forget.
+    const fresh = recipients.filter((recipient) => this.#find(recipient) === null);
+    this.#intended = [...this.#intended, ...fresh];
+    for (const recipient of fresh) void this.#put(recipient, { kind: 'pending' });
   }
 
   /**

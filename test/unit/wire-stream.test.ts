@@ -29,7 +29,7 @@ it('takes more while a command is being answered, but no more than a chunk', asy
   expect(commands).toEqual(['EHLO a', 'MAIL FROM:<>']);
 });
 
-it('takes no more than a chunk of a message that nobody takes', async () => {
+it('takes a short rest, but no more than a chunk, of a message that nobody takes', async () => {
   const { stream, letGo } = heldStream();
   stream.write(line('DATA'));
   let ready: () => void = () => {};
@@ -43,14 +43,15 @@ it('takes no more than a chunk of a message that nobody takes', async () => {
   });
   letGo();
   expect(stream.write(Buffer.alloc(1000))).toBe(true);
-  expect(stream.write(Buffer.alloc(2000))).toBe(false);
+  expect(stream.write(Buffer.alloc(16_000))).toBe(true);
+  expect(stream.write(Buffer.alloc(1000))).toBe(false);
   expect(pushed).toEqual([1000]);
   const drained = once(stream, 'drain');
   ready();
   await Promise.resolve();
   ready();
   await drained;
-  expect(pushed).toEqual([1000, 2000]);
+  expect(pushed).toEqual([1000, 17_000]);
 });
 
 it('goes on taking while a message is being answered, so that the end of the socket is seen', async () => {
@@ -69,11 +70,10 @@ it('goes on taking while a message is being answered, so that the end of the soc
   });
   letGo();
   expect(stream.write(line('first'))).toBe(true);
-  expect(stream.write(line('.'))).toBe(false);
-  const drained = once(stream, 'drain');
+  expect(stream.write(line('.'))).toBe(true);
   ready();
   // The end has been seen, and its answer is due.
-  await drained;
+  await Promise.resolve();
   expect(stream.write(line('QUIT'))).toBe(true);
   expect(stream.write(Buffer.alloc(5_000))).toBe(false);
   expect(commands).toEqual(['DATA']);
