@@ -381,6 +381,18 @@ it('a leg that shares its session with somebody new names only that one', async 
   ]);
 });
 
+it('a refusal that comes late for one is not the answer for those who have the message', async () => {
+  // Named a second time, behind the reset, the new recipient is refused.
+  const rcpt = (_line: string, nth: number): Act | null => (nth === 3 ? '550 5.1.1 who?' : null);
+  proxy = await startProxy([{ script: { rcpt } }]);
+  const client = await proxy.client();
+  expect(await client.send(SENDER, ['u@a.example'], MESSAGE)).toMatch(/^250/);
+  client.destroy();
+  await until(async () => (await entries()) === 1);
+  expect(await send(['u@a.example', 'new@a.example'])).toMatch(/^451 4\.5\.0 message delivered to 1 of 2 /);
+  expect(copies()).toEqual([1]);
+});
+
 it('an upstream that goes while its new recipients are named anew leaves nothing running', async () => {
   // Of the retry: the first MAIL is for both, the second for the new one alone.
   const mail = (_line: string, nth: number): Act | null => (nth === 2 ? { act: 'stall' } : null);
