@@ -381,6 +381,27 @@ it('a leg that shares its session with somebody new names only that one', async 
   ]);
 });
 
+it('an upstream that ends its side while a leg is held back, and tries again, gives nobody a second copy', async () => {
+  const rset: Act = { act: 'delay', ms: 1_000, next: '250 2.0.0 ok' };
+  proxy = await startProxy([{ script: { rset } }], { commandTimeout: '5s' });
+  const both = ['u@a.example', 'new@a.example'];
+  const client = await proxy.client();
+  expect(await client.send(SENDER, ['u@a.example'], MESSAGE)).toMatch(/^250/);
+  client.destroy();
+  await until(async () => (await entries()) === 1);
+  const again = await proxy.client();
+  await again.envelope(SENDER, both);
+  again.write(`${MESSAGE}.\r\n`);
+  again.socket.end();
+  const said = () => proxy.sinks[0]!.sessions.flatMap(({ commands }) => commands);
+  await until(() => said().includes('RSET'));
+  await sleep(50);
+  // Told to wait, or (on a machine that is busy) that they have it.
+  expect(await send(both)).toMatch(/^(?:451 4\.4\.5|250) /);
+  await until(async () => (await proxy.metric('cutthrough_transactions_active')) === 0);
+  expect(copies()).toEqual([2]);
+});
+
 it('a refusal that comes late for one is not the answer for those who have the message', async () => {
   // Named a second time, behind the reset, the new recipient is refused.
   const rcpt = (_line: string, nth: number): Act | null => (nth === 3 ? '550 5.1.1 who?' : null);
