@@ -32,3 +32,17 @@ for (const name of ['opensmtpd', 'exim'] as const) {
     expect(tap.connections).toBe(name === 'exim' ? MESSAGES / 10 : 2);
   });
 }
+
+it('lets exim deliver at once, which queues what comes in one session after 10 messages', async (context) => {
+  needPeers(context, 'exim');
+  const server = await Exim.start({ domains: ['a.example'], main: '' });
+  const route = ['--route', `*=smtp://127.0.0.1:${server.port}?tls=off`];
+  const proxy = await Program.start([...route, '--session-max-messages', '10']);
+  const client = await Client.hello(proxy.port());
+  for (let nth = 0; nth < 25; nth++) {
+    const reply = await client.send('s@src.example', ['box@a.example'], 'Subject: x\r\n\r\nx\r\n');
+    expect(reply, `message ${nth}`).toMatch(/^250 /);
+  }
+  client.destroy();
+  await until(async () => (await server.mailbox.messages()).length === 25, 20_000);
+});

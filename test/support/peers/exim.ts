@@ -9,7 +9,7 @@ import { Maildir } from './maildir.ts';
 
 export type EximOptions = Readonly<{
   hostname?: string;
-  /** Main options. */
+  /** Main options; DELIVERS_AT_ONCE without any. */
   main?: string;
   /** For STARTTLS, which it offers where they are given. */
   tls?: Readonly<{ certFile: string; keyFile: string }> | undefined;
@@ -21,6 +21,8 @@ export type EximOptions = Readonly<{
 }>;
 
 const NOBODY = 65_534;
+/** Else what comes in one session after ten messages waits for a queue run. */
+const DELIVERS_AT_ONCE = 'smtp_accept_queue_per_connection = 0';
 
 export class Exim {
   readonly port: number;
@@ -97,7 +99,7 @@ smtputf8_advertise_hosts = *
 dsn_advertise_hosts = *
 prdr_enable = true
 ${tlsOptions(directory, options.tls)}
-${options.main ?? ''}
+${options.main ?? DELIVERS_AT_ONCE}
 begin acl
 check_rcpt:
   deny domains = +local_domains
