@@ -34,7 +34,7 @@ const KEY = { reversePath: z.string(), forwardPath: z.string(), fingerprint: z.s
 const ENTRY = z.strictObject({
   ...KEY,
   octets: z.int().nonnegative(),
-  crc32: z.int().nonnegative(),
+  digest: z.string(),
   fate: z.discriminatedUnion('kind', [
     z.strictObject({ kind: z.literal('pending') }),
     z.strictObject({ kind: z.literal('delivered') }),

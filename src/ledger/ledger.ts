@@ -18,9 +18,9 @@ export type Entry = Readonly<{
   forwardPath: string;
   /** See fingerprint.ts. */
   fingerprint: string;
-  /** Of the whole message as the upstream sent it (RFC 1870 §5), and the CRC-32 of its wire form. */
+  /** Of the whole message as the upstream sent it (RFC 1870 §5), and what its wire form is known by (XXH64). */
   octets: number;
-  crc32: number;
+  digest: string;
   fate: Fate;
   /** Outlives the process, where there is a journal. */
   durable: boolean;

@@ -15,7 +15,7 @@ import { fingerprintOf, isIdentified } from './fingerprint.ts';
 import type { Entry, Fate, Ledger } from './ledger.ts';
 
 /** What a message is known by, see MessageBody. */
-type Message = Readonly<{ header: Buffer | null; octets: number; crc32: number }>;
+type Message = Readonly<{ header: Buffer | null; octets: number; digest: Readonly<{ value: string }> }>;
 
 /** One reply for all; or with `each` their own ones, and then it is 2xx if anybody's is. */
 type Said = Readonly<{ reply: Reply; each?: ReadonlyMap<Recipient, Reply> | undefined }>;
@@ -85,10 +85,10 @@ export class MessageHistory {
    */
   isSame(): boolean {
     if (this.#known === null || this.#body === null) return true;
-    const { octets, crc32 } = this.#body;
-    const different = [...this.#known.values()].filter(
-      (entry) => entry.octets !== octets || entry.crc32 !== crc32,
-    );
+    const entries = [...this.#known.values()];
+    if (entries.length === 0) return true;
+    const { octets, digest } = this.#body;
+    const different = entries.filter((entry) => entry.octets !== octets || entry.digest !== digest.value);
     for (const entry of different) this.#ledger.drop(entry);
     return different.length === 0;
   }
@@ -133,7 +133,7 @@ export class MessageHistory {
     upstreamGone: boolean,
   ): Promise<unknown> | null {
     // Kept while the upstream thinks of its next command: no more of it than that needs.
-    this.#body = { header: body.header, octets: body.octets, crc32: body.crc32 };
+    this.#body = { header: body.header, octets: body.octets, digest: body.digest };
     this.#told = { reply, each, recipients: outcomes.map(({ recipient }) => recipient) };
     if (replyClass(reply) === 2) {
       if (upstreamGone) this.#keepDelivered();
@@ -214,11 +214,11 @@ export class MessageHistory {
     const fingerprint = this.#fingerprinted();
     if (fingerprint === null || this.#body === null) return;
     const key = { reversePath: this.#reversePath, forwardPath: mailbox.address, fingerprint };
-    const { octets, crc32 } = this.#body;
+    const { octets, digest } = this.#body;
     const known = this.#ledger.find(key)?.fate.kind;
     // What is known already is not open any more.
     if (known === fate.kind || (known !== undefined && fate.kind === 'pending')) return;
-    await this.#ledger.put({ ...key, octets, crc32, fate, durable: this.#durable });
+    await this.#ledger.put({ ...key, octets, digest: digest.value, fate, durable: this.#durable });
   }
 
   /** Made when it is needed, which is seldom. Null: the header was too long to be kept. */

@@ -1,7 +1,7 @@
 // What must be known of a message while its bytes run through: where it ends, that it is innocent (wire.ts), not too
 // big, and not in a loop. Puts our Received line before the first byte (RFC 5321 §4.4). Keeps what the ledger knows a
-// message by: its header block and a CRC-32. Pure but for its own state.
-import { crc32 } from 'node:zlib';
+// message by: its header block and a digest. Pure but for its own state.
+import type { Digest } from './octets.ts';
 import { HeaderScanner } from './received.ts';
 import { bareNewline, mailLoop, messageTooBig, type Reply } from './reply.ts';
 import { WireScanner } from './wire.ts';
@@ -17,8 +17,6 @@ const MAX_HEADER_OCTETS = 64 * 1024;
 const SMALL_OCTETS = 8 * 1024;
 
 export class MessageBody {
-  /** Of the wire form as the upstream sent it, without the final line. */
-  crc32 = 0;
   readonly #scanner = new WireScanner();
   readonly #header = new HeaderScanner();
   readonly #limits: MessageLimits;
@@ -36,6 +34,11 @@ export class MessageBody {
   /** Octets so far, RFC 1870 §5. */
   get octets(): number {
     return this.#scanner.messageOctets;
+  }
+
+  /** Of the wire form as the upstream sent it. */
+  get digest(): Digest {
+    return this.#scanner.digest;
   }
 
   /** Nothing more will come of the header block. */
@@ -61,7 +64,6 @@ export class MessageBody {
 
   readonly #onward = (piece: Buffer): void => {
     if (this.#refusal !== null) return;
-    this.crc32 = crc32(piece, this.crc32);
     if (!this.#header.done) this.#keepHeader(piece, this.#header.push(piece));
     this.#putReceived();
     this.#pieces.push(piece);

@@ -6,12 +6,13 @@
 // message for a complete one. From a violation on nothing more is handed on, only the end is looked for.
 // Constant memory: at most two bytes are held, and those are constants.
 
+import { Digest, lookAt, nextSpecial, octetAt, PART_OCTETS } from './octets.ts';
+
 const NUL = 0x00;
 const LF = 0x0a;
 const CR = 0x0d;
+const SPACE = 0x20;
 const DOT = 0x2e;
-/** Every byte of interest is below this one. */
-const FIRST_PLAIN = 0x0e;
 
 const HELD_CR = Buffer.from('\r');
 const HELD_DOT = Buffer.from('.');
@@ -36,6 +37,8 @@ export class WireScanner {
   violation: WireViolation | null = null;
   /** Octets of the message so far as RFC 1870 counts them: without stuffed dots and the final line. */
   messageOctets = 0;
+  /** Of all octets so far, the final line included; of no use after a violation. */
+  readonly digest = new Digest();
 
   #state: State = 'line-start';
 
@@ -80,39 +83,38 @@ export class WireScanner {
 
   /** The index behind the final line, or -1. */
   #scan(chunk: Buffer): number {
-    for (let from = 0; from < chunk.length; from += SCRATCH_OCTETS) {
-      const end = this.#scanPart(chunk, from, Math.min(SCRATCH_OCTETS, chunk.length - from));
-      if (end !== -1) return from + end;
+    for (let from = 0; from < chunk.length; from += PART_OCTETS) {
+      const length = Math.min(PART_OCTETS, chunk.length - from);
+      lookAt(chunk, from, length, BEFORE[this.#state]);
+      const scanned = this.#scanPart(length);
+      if (this.violation === null) this.digest.add(scanned);
+      if (this.ended) return from + scanned;
     }
     return -1;
   }
 
-  #scanPart(chunk: Buffer, from: number, length: number): number {
-    chunk.copy(SCRATCH, 0, from, from + length);
-    // A sentinel: the search below always finds something.
-    SCRATCH.fill(NUL, length, length + SENTINEL_OCTETS);
+  /** Up to the end of the part or the message. */
+  #scanPart(length: number): number {
     let state = this.#state;
+    // The loop in octets.ts knows ordinary lines alone.
+    let isOrdinary = state !== 'dot' && state !== 'dot-cr';
     let stuffed = 0;
     let at = 0;
     while (at < length && state !== 'end') {
-      if (state === 'text') {
-        at = nextSpecial(at);
-        // The common line end, and an ordinary line behind it; the slow step below knows all the rest.
-        if (SCRATCH[at] === CR && SCRATCH[at + 1] === LF) {
-          at += 2;
-          if (SCRATCH[at]! < FIRST_PLAIN || SCRATCH[at] === DOT) state = 'line-start';
-          continue;
-        }
-        if (at >= length) break;
+      if (isOrdinary) {
+        at = nextSpecial(at, length);
+        state = stateBehind(octetAt(at - 1));
+        if (at === length) break;
       }
-      const byte = SCRATCH[at++]!;
-      if (state === 'dot' && byte !== CR) stuffed++;
-      if (byte === NUL) this.#violate('nul');
-      state = this.#step(state, byte);
+      const octet = octetAt(at++);
+      if (state === 'dot' && octet !== CR) stuffed++;
+      if (octet === NUL) this.#violate('nul');
+      state = this.#step(state, octet);
+      isOrdinary = state === 'text' && octet !== LF;
     }
     this.#state = state;
     this.messageOctets += at - stuffed - (state === 'end' ? END_OF_DATA.length : 0);
-    return state === 'end' ? at : -1;
+    return at;
   }
 
   #step(state: State, byte: number): State {
@@ -137,28 +139,18 @@ export class WireScanner {
 
 const NOTHING = Buffer.alloc(0);
 
-// Bytes are looked at in here and not where they came in: a view of four bytes at a time for every chunk that passes
-// keeps the garbage collector busier than this copy does the processor.
-const SCRATCH_OCTETS = 64 * 1024;
-const SENTINEL_OCTETS = 16;
-const SCRATCH = Buffer.alloc(SCRATCH_OCTETS + SENTINEL_OCTETS);
-const WORDS = new Int32Array(SCRATCH.buffer, SCRATCH.byteOffset, SCRATCH.length >> 2);
-const SMALL = 0x0e0e0e0e;
-const HIGH_BITS = 0x80808080;
+/** What the octet before a part was, as far as it matters to those behind it. */
+const BEFORE: Readonly<Record<State, number>> = {
+  'line-start': LF,
+  text: SPACE,
+  cr: CR,
+  dot: DOT,
+  'dot-cr': CR,
+  end: LF,
+};
 
-/** The index in the scratch of the first byte at or after `from` that is below 0x0e. */
-function nextSpecial(from: number): number {
-  let at = from;
-  for (; (at & 3) !== 0; at++) if (SCRATCH[at]! < FIRST_PLAIN) return at;
-  for (let word = at >> 2; ; word += 2) {
-    const a = WORDS[word]!;
-    const b = WORDS[word + 1]!;
-    // A byte below 0x0e leaves its high bit set after the subtraction; ~a masks the bytes above 0x7f. A borrow can
-    // raise a false alarm only above a true one, and the bytes are looked at one by one below.
-    if ((((a - SMALL) & ~a) | ((b - SMALL) & ~b)) & HIGH_BITS) {
-      at = word << 2;
-      while (SCRATCH[at]! >= FIRST_PLAIN) at++;
-      return at;
-    }
-  }
+/** Behind ordinary text. */
+function stateBehind(octet: number): State {
+  if (octet === CR) return 'cr';
+  return octet === LF ? 'line-start' : 'text';
 }

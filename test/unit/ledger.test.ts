@@ -26,7 +26,7 @@ function copy(forwardPath: string, more: Partial<Omit<Entry, 'expiresAt'>> = {})
     forwardPath,
     fingerprint: 'one',
     octets: 100,
-    crc32: 7,
+    digest: '0123456789abcdef',
     fate: { kind: 'delivered' },
     durable: false,
     ...more,
