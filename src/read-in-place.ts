@@ -48,16 +48,26 @@ export function readInPlace(
   return true;
 }
 
-/** As readInPlace(), with chunks to keep: of a few octets a copy, of many the very buffer that they were read into. */
-export function readChunks(socket: Socket, read: Reader<[chunk: Buffer]>): boolean {
+/**
+ * As readInPlace(), with chunks to keep: of a few octets a copy, of many the very buffer that they were read into.
+ * @param isKept asked after each of many: what is not needed any more is read into again, while it is in the caches
+ */
+export function readChunks(
+  socket: Socket,
+  read: Reader<[chunk: Buffer]>,
+  isKept: () => boolean = () => true,
+): boolean {
   let next = SHARED;
   return readInPlace(
     socket,
     (buffer, length) => {
       const isMany = length >= MANY_OCTETS;
+      if (isMany && buffer !== SHARED) {
+        const goesOn = read(length === buffer.length ? buffer : buffer.subarray(0, length));
+        if (isKept()) next = Buffer.allocUnsafeSlow(READ_OCTETS);
+        return goesOn;
+      }
       next = isMany ? Buffer.allocUnsafeSlow(READ_OCTETS) : SHARED;
-      if (isMany && buffer !== SHARED)
-        return read(length === buffer.length ? buffer : buffer.subarray(0, length));
       const chunk = Buffer.allocUnsafe(length);
       buffer.copy(chunk, 0, 0, length);
       return read(chunk);

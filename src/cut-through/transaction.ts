@@ -244,19 +244,24 @@ export class Transaction {
 
   /**
    * Takes the next bytes of the DATA phase.
-   * `end`: index behind the final line, -1 while it was not seen. `ready`: wait for it before the next push.
+   * `end`: index behind the final line, -1 while it was not seen. `ready`: wait for it before the next push. `kept`: the
+   * chunk is still needed after that.
    */
-  push(chunk: Buffer): { end: number; ready: Promise<void> | null } {
+  push(chunk: Buffer): { end: number; ready: Promise<void> | null; kept: boolean } {
     if (this.#state.name !== 'body') throw new Error(`body bytes while ${this.#state.name}`);
     const { fanOut, body } = this.#state;
     const { pieces, end, refusal } = body.push(chunk);
     if (refusal !== null && this.#refusal === null) this.#giveUp({ reply: refusal, result: 'rejected' });
     this.#record.body(end === -1 ? null : body.octets);
     this.#deps.metrics.messageBytes.add(end === -1 ? chunk.length : end, 'in');
-    if (this.#held !== null) return { end, ready: this.#hold(this.#held.pieces, pieces, end, body) };
-    if (end === -1) return { end, ready: this.#refusal === null ? this.#write(fanOut, pieces) : null };
+    if (this.#held !== null)
+      return { end, ready: this.#hold(this.#held.pieces, pieces, end, body), kept: true };
+    if (end === -1) {
+      const ready = this.#refusal === null ? this.#write(fanOut, pieces) : null;
+      return { end, ready, kept: this.#tee !== null || !fanOut.isFlushed };
+    }
     this.#last = pieces;
-    return { end, ready: null };
+    return { end, ready: null, kept: true };
   }
 
   /** Nobody gets anything before the header is whole: the legs keep step. It is bounded, see MessageBody. */

@@ -99,6 +99,11 @@ export class FanOut {
     return await Promise.all(this.legs.map((leg) => this.#dot(leg, null)));
   }
 
+  /** Whether the kernel has taken all that was written to any leg. */
+  get isFlushed(): boolean {
+    return this.legs.every((leg) => leg.unsentBytes === 0);
+  }
+
   /** Whether a next hop may have the whole message. */
   get dotsSent(): boolean {
     return this.#dotsSent;

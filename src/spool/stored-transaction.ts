@@ -189,7 +189,7 @@ export class StoredTransaction {
   }
 
   /** As Transaction.push(). */
-  push(chunk: Buffer): { end: number; ready: Promise<void> | null } {
+  push(chunk: Buffer): { end: number; ready: Promise<void> | null; kept: boolean } {
     if (this.#state.name !== 'body') throw new Error(`body bytes while ${this.#state.name}`);
     const { buffer, body } = this.#state;
     const { pieces, end, refusal } = body.push(chunk);
@@ -197,9 +197,9 @@ export class StoredTransaction {
     this.#record.body(end === -1 ? null : body.octets);
     this.#deps.metrics.messageBytes.add(end === -1 ? chunk.length : end, 'in');
     if (end !== -1) this.#last = pieces;
-    if (end !== -1 || this.#refusal !== null) return { end, ready: null };
+    if (end !== -1 || this.#refusal !== null) return { end, ready: null, kept: true };
     // A buffer that has failed says so again at the end.
-    return { end, ready: buffer.write(pieces)?.catch(() => {}) ?? null };
+    return { end, ready: buffer.write(pieces)?.catch(() => {}) ?? null, kept: true };
   }
 
   /** As Transaction's. */

@@ -191,7 +191,11 @@ export class UpstreamConnection extends SMTPConnection {
 
   /** The pipe that the library lays carries then no more than the end. */
   #readInPlace(socket: Socket, parser: WireStream): void {
-    const isDone = readChunks(socket, (chunk) => parser.write(chunk));
+    const isDone = readChunks(
+      socket,
+      (chunk) => parser.write(chunk),
+      () => parser.keepsChunk,
+    );
     if (isDone) parser.on('drain', () => socket.resume());
   }
 
@@ -383,11 +387,11 @@ export class UpstreamConnection extends SMTPConnection {
     parser.startBody({
       push: (chunk) => {
         this.#awaitUpstream();
-        const { end, ready } = transaction.push(chunk);
-        if (ready === null) return { end, ready };
+        const { end, ready, kept } = transaction.push(chunk);
+        if (ready === null) return { end, ready, kept };
         // The upstream is not idle while we don't read.
         this.#patience.lift();
-        return { end, ready: ready.then(() => this.#awaitUpstream()) };
+        return { end, ready: ready.then(() => this.#awaitUpstream()), kept };
       },
       end: (resume) => void this.#onEndOfData(transaction, resume),
     });

@@ -7,8 +7,11 @@
 import { SMTPStream } from 'smtp-server/lib/smtp-stream.js';
 
 export type BodySink = Readonly<{
-  /** `end`: index behind the final line, -1 while it was not seen; `ready`: wait for it before the next push. */
-  push: (chunk: Buffer) => { end: number; ready: Promise<void> | null };
+  /**
+   * `end`: index behind the final line, -1 while it was not seen; `ready`: wait for it before the next push; `kept`: the
+   * chunk is still needed after that.
+   */
+  push: (chunk: Buffer) => { end: number; ready: Promise<void> | null; kept: boolean };
   /** The body is complete; `resume` goes on with the commands behind it. */
   end: (resume: () => void) => void;
 }>;
@@ -30,6 +33,10 @@ export class WireStream extends SMTPStream {
   /** How many octets have come. */
   octets = 0;
 
+  /** What came last is still needed, in part at least. */
+  keepsChunk = true;
+
+  #chunk: Buffer = NOTHING;
   #input: Buffer = NOTHING;
   /** The socket waits for 'drain'. */
   #full = false;
@@ -56,6 +63,8 @@ export class WireStream extends SMTPStream {
 
   override write(chunk: Buffer): boolean {
     this.#input = this.#input.length === 0 ? chunk : Buffer.concat([this.#input, chunk]);
+    this.#chunk = chunk;
+    this.keepsChunk = true;
     this.chunks++;
     this.octets += chunk.length;
     this.#run();
@@ -112,8 +121,9 @@ export class WireStream extends SMTPStream {
   #bodyBytes(body: BodySink): void {
     const chunk = this.#input;
     this.#input = NOTHING;
-    const { end, ready } = body.push(chunk);
+    const { end, ready, kept } = body.push(chunk);
     if (end === -1) {
+      this.keepsChunk = kept || chunk !== this.#chunk;
       if (ready !== null) this.#wait((resume) => void ready.then(resume));
       return;
     }

@@ -220,6 +220,31 @@ describe('net', () => {
     expect(chunks).toBeGreaterThan(3);
   });
 
+  it('reads in chunks: one that is not kept is read into again, one that is kept never', async () => {
+    const [socket, peer] = await pair();
+    const isKept = (nth: number) => nth % 4 === 3;
+    const kept: { chunk: Buffer; copy: Buffer }[] = [];
+    const buffers = new Set<ArrayBufferLike>();
+    let chunks = 0;
+    let octets = 0;
+    readChunks(
+      socket,
+      (chunk) => {
+        chunks++;
+        octets += chunk.length;
+        buffers.add(chunk.buffer);
+        if (isKept(chunks)) kept.push({ chunk, copy: Buffer.from(chunk) });
+        return true;
+      },
+      () => isKept(chunks),
+    );
+    peer.end(Buffer.from(Array.from({ length: 4_000_000 }, (_, at) => (at * 7) % 251)));
+    await until(() => octets === 4_000_000);
+    expect(kept.length).toBeGreaterThan(3);
+    for (const { chunk, copy } of kept) expect(chunk.equals(copy)).toBe(true);
+    expect(buffers.size).toBeLessThan(chunks / 2);
+  });
+
   it('reads in place: nothing comes during a pause', async () => {
     const [socket, peer] = await pair();
     let octets = 0;

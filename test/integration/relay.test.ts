@@ -51,6 +51,28 @@ it('lets body bytes out before the upstream has sent its dot, and the 250 after 
   expect(performance.now() - began).toBeGreaterThan(140);
 });
 
+it('sends every octet as it came, to next hops that take a break at different places too', async () => {
+  proxy = await startProxy([{ stopReadingAfter: 500_000 }, {}, { stopReadingAfter: 1_500_000 }], {
+    dataTimeout: '10s',
+    ackTimeout: '10s',
+  });
+  const lines = Array.from({ length: 300_000 }, (_, nth) => `Line ${nth} of a message that is long.\r\n`);
+  const body = Buffer.from(lines.join(''));
+  const client = await proxy.client();
+  const reply = client.send('s@src.example', ['u@a.example', 'v@b.example', 'w@c.example'], body);
+  for (const [nth, octets] of [
+    [0, 500_000],
+    [2, 1_500_000],
+  ] as const) {
+    await until(() => (proxy.sinks[nth]!.sessions[0]?.bodyOctets ?? 0) >= octets);
+    await new Promise((resolve) => setTimeout(resolve, 100));
+    proxy.sinks[nth]!.sessions[0]!.release();
+  }
+  expect(await reply).toMatch(/^250 /);
+  for (const sink of proxy.sinks)
+    expect(sink.messages[0]!.body.subarray(-body.length).equals(body)).toBe(true);
+});
+
 it('groups recipients of one next hop into one leg, whatever their domains', async () => {
   proxy = await startProxy([{}], {});
   const { url } = proxy.sinks[0]!;

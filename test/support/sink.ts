@@ -150,9 +150,9 @@ export class Sink {
       const first = joined.subarray(0, 3).equals(Buffer.from('.\r\n')) ? 0 : -1;
       const at = first === 0 ? 0 : joined.indexOf(END, Math.max(0, body.length - 4));
       if (at === -1) {
+        const limit = this.#options.stopReadingAfter ?? Number.POSITIVE_INFINITY;
+        if (joined.length >= limit && body.length < limit) socket.pause();
         body = joined;
-        const limit = this.#options.stopReadingAfter;
-        if (limit !== undefined && body.length >= limit && !socket.isPaused()) socket.pause();
         const nth = this.#counts.get('body') ?? 0;
         if (nth === 0 && this.#options.script?.body !== undefined) perform('body', '', '');
         return;

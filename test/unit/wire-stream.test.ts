@@ -37,7 +37,7 @@ it('takes a short rest, but no more than a chunk, of a message that nobody takes
   stream.startBody({
     push: (chunk) => {
       pushed.push(chunk.length);
-      return { end: -1, ready: new Promise((resolve) => (ready = resolve)) };
+      return { end: -1, ready: new Promise((resolve) => (ready = resolve)), kept: true };
     },
     end: () => {},
   });
@@ -62,8 +62,8 @@ it('goes on taking while a message is being answered, so that the end of the soc
   stream.startBody({
     push: (chunk) =>
       `${chunk}` === '.\r\n'
-        ? { end: 3, ready: null }
-        : { end: -1, ready: new Promise((resolve) => (ready = resolve)) },
+        ? { end: 3, ready: null, kept: true }
+        : { end: -1, ready: new Promise((resolve) => (ready = resolve)), kept: true },
     end: (resume) => {
       answered = resume;
     },
@@ -79,4 +79,18 @@ it('goes on taking while a message is being answered, so that the end of the soc
   expect(commands).toEqual(['DATA']);
   answered();
   expect(commands).toEqual(['DATA', 'QUIT']);
+});
+
+it('needs nothing of a chunk whose octets were all of a message, and have all been dealt with', () => {
+  const { stream, letGo } = heldStream();
+  let kept = false;
+  stream.write(Buffer.concat([line('DATA'), line('first')]));
+  stream.startBody({ push: () => ({ end: -1, ready: null, kept }), end: () => {} });
+  letGo();
+  expect(stream.keepsChunk).toBe(true);
+  stream.write(line('second'));
+  expect(stream.keepsChunk).toBe(false);
+  kept = true;
+  stream.write(line('third'));
+  expect(stream.keepsChunk).toBe(true);
 });
