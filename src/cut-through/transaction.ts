@@ -230,7 +230,7 @@ export class Transaction {
     });
     const first = legs[0]?.recipients[0] ?? held[0]?.recipients[0] ?? this.#missed[0]?.recipient;
     const only = this.#accepted === 1 ? (first ?? null) : null;
-    const received = this.#deps.received(this.sender, this.client, this.id, only);
+    const received = this.#deps.received(this, only);
     const maxMessageBytes = this.#sizeLimit(held.length === 0 ? legs : [...legs, ...held], received.length);
     const body = new MessageBody(received, { maxMessageBytes, maxReceived: config.maxReceived });
     // --mixed spool needs it only where recipients can differ.
