@@ -42,6 +42,9 @@ const AGGREGATORS: Readonly<Record<string, Aggregator>> = {
 
 export type Metrics = ReturnType<typeof createMetrics>;
 
+/** As one process tells them to another. */
+export type MetricsAsJson = Awaited<ReturnType<Metrics['registry']['getMetricsAsJSON']>>;
+
 export function createMetrics(info: { version: string; mode: string; fallback: string }) {
   const registry = new Registry();
   const registers = [registry];

@@ -1,12 +1,13 @@
 // `cutthrough probe ADDRESS`: how an address would be routed, and what its servers say up to RCPT. Sends no message.
 // Every host is asked once, without retries. Nothing here throws for what a peer or the DNS does.
-import { addressesOf, createRouting, type Outside } from '../app.ts';
 import type { Config } from '../config.ts';
 import { openSession } from '../downstream/connect.ts';
 import { introductionTo } from '../downstream/forward-client.ts';
 import type { DownstreamSession, Exchange, ReplyPhase } from '../downstream/session.ts';
+import { addressesOf } from '../routing/addresses.ts';
 import { PolicyCache } from '../routing/mta-sts.ts';
 import type { HopHost, NextHop, RouteResult } from '../routing/routes.ts';
+import { createRouting, type Outside } from '../routing/routing.ts';
 import { type Mailbox, parseRcpt } from '../smtp/address.ts';
 import { formatReply } from '../smtp/reply.ts';
 import { colourOfCode, columns, type Paint } from '../terminal.ts';

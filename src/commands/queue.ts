@@ -2,6 +2,7 @@
 // with what workers have left in their parts of it.
 import { stat } from 'node:fs/promises';
 import type { Config } from '../config.ts';
+import { connectToHolder, DirectoryLock } from '../directory-lock.ts';
 import { createLogger } from '../log.ts';
 import {
   answerRequest,
@@ -11,7 +12,6 @@ import {
   type QueueRequest,
 } from '../spool/control.ts';
 import type { QueuedMessage } from '../spool/envelope.ts';
-import { connectToHolder, DirectoryLock } from '../spool/lock.ts';
 import { gather } from '../spool/parts.ts';
 import type { Listed } from '../spool/queue.ts';
 import { SpoolStore } from '../spool/store.ts';

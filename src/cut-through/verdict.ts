@@ -4,7 +4,7 @@
 import { isWithheld, type Outcome, replyTo } from '../downstream/outcome.ts';
 import type { TransactionResult } from '../metrics.ts';
 import type { Recipient } from '../smtp/envelope.ts';
-import { delivered, legLost, mixed, type Reply } from '../smtp/reply.ts';
+import { delivered, legLost, mixed, type Reply, replyClass } from '../smtp/reply.ts';
 
 /** `each`: what each recipient is told where the upstream hears of them by themselves. */
 export type Verdict = Readonly<{
@@ -51,4 +51,19 @@ export function refusalOfData(failures: readonly Outcome[]): Reply {
 export function verdictBeforeDots(failure: Outcome, nextHop: string, legs: number): Verdict {
   if (legs === 1 && failure.kind !== 'lost') return verdict([failure], legs);
   return { reply: failure.kind === 'lost' ? replyTo(failure) : legLost(nextHop, 'body'), result: 'deferred' };
+}
+
+/**
+ * A next hop has refused for good, but others have the message from an earlier try: it isn't refused for them.
+ * @param known whose fate is on record; `total` counts all accepted recipients
+ */
+export function besideKnown(
+  refusal: Verdict,
+  known: ReadonlyMap<Recipient, Outcome>,
+  total: number,
+): Verdict {
+  const accepted = [...known.values()].filter(({ kind }) => kind === 'accepted').length;
+  if (accepted === 0 || replyClass(refusal.reply) !== 5) return refusal;
+  // Whoever has not been asked this time may yet get it.
+  return { reply: mixed({ accepted, total, temporary: true }), result: 'mixed' };
 }

@@ -3,12 +3,11 @@
 // A line that doesn't check out is skipped: forgetting costs a duplicate, guessing would cost a message.
 // After a failed write or fsync nothing more is written, since what is in the file then nobody knows; the ledger goes on
 // in memory, and the log says so. Owns the file, which belongs to one process (the caller holds the directory's lock).
-import { access, constants, type FileHandle, open, readFile, rename } from 'node:fs/promises';
+import { type FileHandle, open, readFile, rename } from 'node:fs/promises';
 import { join } from 'node:path';
 import { crc32 } from 'node:zlib';
 import type { Logger } from 'pino';
 import { z } from 'zod';
-import { makeDirectory, whyNoDirectory } from '../make-directory.ts';
 import type { Entry, EntryKey, Journal } from './ledger.ts';
 
 export type JournalDeps = Readonly<{
@@ -48,21 +47,9 @@ type Line = z.infer<typeof LINE>;
 
 export type OpenedJournal = Readonly<{ journal: Journal; recovered: readonly Entry[] }>;
 
-/** @throws Error in one line that says what to do */
-export async function prepareLedgerDirectory(directory: string): Promise<void> {
-  try {
-    await makeDirectory(directory);
-    await access(directory, constants.W_OK);
-  } catch (error) {
-    throw new Error(`--ledger-dir ${directory}: ${whyNoDirectory(error as NodeJS.ErrnoException)}`, {
-      cause: error,
-    });
-  }
-}
-
 /**
- * The caller holds the directory's lock. Entries whose fate was still pending when the process ended are not recovered: nobody knows it, so that their
- * recipients get the message again. The log counts them.
+ * The caller holds the directory's lock. Entries whose fate was still pending when the process ended are not recovered:
+ * nobody knows it, so that their recipients get the message again. The log counts them.
  * @throws the system's error when the file can't be read or written
  */
 export async function openJournal(directory: string, deps: JournalDeps): Promise<OpenedJournal> {

@@ -1,6 +1,7 @@
 // Received fields: building ours (RFC 5321 §4.4, the keywords of RFC 3848 and RFC 6531), and counting those of a
 // message that runs through, since a loop shows in their number (RFC 5321 §6.3).
 // What a peer has said goes into our line only as harmless printable ASCII of bounded length. Nothing here throws.
+import type { Client, Recipient, Sender } from './envelope.ts';
 
 export type ProtocolKeyword = 'SMTP' | `${'E' | 'UTF8'}SMTP${'' | 'S'}` | `${'' | 'UTF8'}LMTP${'' | 'S'}`;
 
@@ -20,12 +21,41 @@ export type ReceivedFacts = Readonly<{
   date: Date;
 }>;
 
+/** A message as it comes in. */
+export type Incoming = Readonly<{ id: string; sender: Sender; client: Client }>;
+
 /** RFC 5322 §2.1.1: lines should be shorter than this. */
 const LINE_OCTETS = 78;
 /** As long as a domain can be (RFC 5321 §4.5.3.1.2). */
 const MAX_WORD = 255;
 const DAYS = ['Sun', 'Mon', 'Tue', 'Wed', 'Thu', 'Fri', 'Sat'];
 const MONTHS = ['Jan', 'Feb', 'Mar', 'Apr', 'May', 'Jun', 'Jul', 'Aug', 'Sep', 'Oct', 'Nov', 'Dec'];
+
+/** Our line for a message; `only` is its one recipient, if there is just one. */
+export function receivedOf(
+  { id, sender, client }: Incoming,
+  only: Recipient | null,
+  byHostname: string,
+  date: Date,
+): Buffer {
+  const from = client.relay ?? client;
+  return receivedLine({
+    helo: from.helo,
+    clientAddress: from.address,
+    clientName: from.name,
+    byHostname,
+    protocol: protocolKeyword({
+      ehlo: from.extended,
+      tls: from.tls !== null,
+      smtputf8: sender.params.smtputf8,
+      lmtp: from.lmtp === true,
+    }),
+    tls: from.tls,
+    id,
+    forRecipient: only?.mailbox.address ?? null,
+    date,
+  });
+}
 
 /** The folded field with its final CRLF. */
 export function receivedLine(facts: ReceivedFacts): Buffer {

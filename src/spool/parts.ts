@@ -6,9 +6,9 @@
 // between leaves each message in one place, whole, and bodies that no message needs, which every start removes.
 import { link, readdir, rename, rmdir, unlink } from 'node:fs/promises';
 import { join } from 'node:path';
+import { connectToHolder, DirectoryLock } from '../directory-lock.ts';
 import { makeDirectory } from '../make-directory.ts';
 import { askHolder, type QueueAnswer, type QueueControl, type QueueRequest, UNKNOWN } from './control.ts';
-import { connectToHolder, DirectoryLock } from './lock.ts';
 import { OUR_FILE, PART, QUARANTINE, syncDirectory } from './store.ts';
 
 export function partOf(directory: string, number: number): string {

@@ -2,9 +2,9 @@
 // or a fallback needs it, so that pure cut-through never touches a disk.
 import type { Logger } from 'pino';
 import type { Config } from '../config.ts';
+import { DirectoryLock } from '../directory-lock.ts';
 import type { MemoryBudget } from './buffer.ts';
 import { controlOfQueue, type QueueControl, serveControl } from './control.ts';
-import { DirectoryLock } from './lock.ts';
 import { gather } from './parts.ts';
 import { Queue, type QueueDeps } from './queue.ts';
 import { Spooler } from './spooler.ts';

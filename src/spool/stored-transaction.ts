@@ -13,6 +13,7 @@ import type { Metrics, TransactionResult } from '../metrics.ts';
 import { type NextHop, type Router, refusalOfRoute } from '../routing/routes.ts';
 import type { Client, Recipient, Sender } from '../smtp/envelope.ts';
 import { MessageBody } from '../smtp/message-body.ts';
+import type { Incoming } from '../smtp/received.ts';
 import {
   dnsTemporary,
   noDiskSpace,
@@ -45,7 +46,7 @@ export type IntakeDeps = Readonly<{
   ledger: Ledger;
   newId: () => string;
   /** Our Received line for this message; `only` is the one recipient, if there is just one. */
-  received: (sender: Sender, client: Client, id: string, only: Recipient | null) => Buffer;
+  received: (message: Incoming, only: Recipient | null) => Buffer;
 }>;
 
 /** A live transaction. */
@@ -182,7 +183,7 @@ export class StoredTransaction {
       return noDiskSpace();
     }
     const only = this.#targets.length === 1 ? this.#targets[0]!.recipient : null;
-    const body = new MessageBody(received(this.sender, this.client, this.id, only), config);
+    const body = new MessageBody(received(this, only), config);
     this.#state = { name: 'body', buffer: spooler.newBuffer(this.id), body };
     this.#record.line?.upstream('data-reply', this.#deps.now(), 354);
     return null;
@@ -278,7 +279,6 @@ export class StoredTransaction {
     this.#end(this.#record.resultWithoutMessage, null, {});
   }
 
-  /** As Transaction's. */
   /** Once finish() is under way: the upstream has ended its side, may wait for the reply, or send the message again now. */
   mayBeGone(): void {
     if (this.#state.name !== 'delivering' || this.#refusal !== null) return;

@@ -1,7 +1,7 @@
 // The metrics of several processes as one: each by the aggregator of its kind (metrics.ts). Counters of a process that has
 // ended are kept, since a counter that falls is taken for one that began anew, and all of it for an increase.
 import { AggregatorRegistry } from 'prom-client';
-import type { MetricsAsJson } from '../app.ts';
+import type { MetricsAsJson } from '../metrics.ts';
 
 export class MetricsOfAll {
   #ended: Promise<MetricsAsJson> = Promise.resolve([]);

@@ -12,13 +12,14 @@
 import { availableParallelism } from 'node:os';
 import { performance } from 'node:perf_hooks';
 import type { Logger } from 'pino';
-import { keepLedger, type Proxy as RunningProxy } from '../app.ts';
+import type { Proxy as RunningProxy } from '../app.ts';
 import { type Config, parseConfig } from '../config.ts';
+import { DirectoryLock } from '../directory-lock.ts';
 import { type HttpServer, startHttp } from '../http/server.ts';
 import { type Entry, type EntryKey, Ledger } from '../ledger/ledger.ts';
+import { keepLedger } from '../ledger/ledger-dir.ts';
 import { createMetrics } from '../metrics.ts';
 import { serveControl } from '../spool/control.ts';
-import { DirectoryLock } from '../spool/lock.ts';
 import { controlOfParts, gather, partOf } from '../spool/parts.ts';
 import { Spool } from '../spool/spool.ts';
 import { SpoolStore } from '../spool/store.ts';

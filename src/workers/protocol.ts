@@ -1,7 +1,7 @@
 // What the primary and its workers ask of each other.
-import type { MetricsAsJson } from '../app.ts';
 import type { Config } from '../config.ts';
 import type { Entry, EntryKey } from '../ledger/ledger.ts';
+import type { MetricsAsJson } from '../metrics.ts';
 import type { Status } from '../status.ts';
 
 export type Orders = Readonly<{

@@ -2,8 +2,8 @@
 // Owns the process: after drain(), or a failed start(), it ends, if need be by force.
 import cluster, { type Worker } from 'node:cluster';
 import { fileURLToPath } from 'node:url';
-import type { MetricsAsJson } from '../app.ts';
 import type { EntryKey } from '../ledger/ledger.ts';
+import type { MetricsAsJson } from '../metrics.ts';
 import { Channel, type Handlers } from './channel.ts';
 import type { Orders, PrimaryCalls, WorkerCalls, WorkerStatus } from './protocol.ts';
 

@@ -9,8 +9,8 @@ import { afterEach, beforeAll, describe, expect, it, onTestFinished } from 'vite
 import type { Options } from '../../src/app.ts';
 import { probeAddress } from '../../src/commands/probe.ts';
 import { parseConfig } from '../../src/config.ts';
+import { connectToHolder } from '../../src/directory-lock.ts';
 import { askHolder, type QueueRequest } from '../../src/spool/control.ts';
-import { connectToHolder } from '../../src/spool/lock.ts';
 import type { Client } from '../support/client.ts';
 import { startDnsServer } from '../support/dns-server.ts';
 import { QUICK, startProxyOnly, type TestProxy, until } from '../support/proxy.ts';

@@ -17,9 +17,9 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { createInterface } from 'node:readline';
 import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
-import { connectToHolder, DirectoryLock } from '../../src/spool/lock.ts';
+import { connectToHolder, DirectoryLock } from '../../src/directory-lock.ts';
 
-const MODULE = new URL('../../dist/spool/lock.js', import.meta.url).href;
+const MODULE = new URL('../../dist/directory-lock.js', import.meta.url).href;
 const CHILD = `
   import { createInterface } from 'node:readline';
   import { DirectoryLock } from ${JSON.stringify(MODULE)};

@@ -9,8 +9,8 @@ import { afterEach, describe, expect, it } from 'vitest';
 import type { Options } from '../../src/app.ts';
 import { runQueueCommand } from '../../src/commands/queue.ts';
 import { type Config, parseConfig } from '../../src/config.ts';
+import { connectToHolder } from '../../src/directory-lock.ts';
 import { askHolder, type QueueAnswer, type QueueRequest } from '../../src/spool/control.ts';
-import { connectToHolder } from '../../src/spool/lock.ts';
 import { startProxyOnly, type TestProxy, until } from '../support/proxy.ts';
 import { Sink, type SinkOptions } from '../support/sink.ts';
 

@@ -1,13 +1,9 @@
 // The proxy under test, in this process, with short deadlines, quiet, and ports chosen by the system.
 import { setTimeout as sleep } from 'node:timers/promises';
 import pino from 'pino';
-import {
-  createProxyFromConfig,
-  type Options,
-  type Outside,
-  type Proxy as RunningProxy,
-} from '../../src/app.ts';
+import { createProxyFromConfig, type Options, type Proxy as RunningProxy } from '../../src/app.ts';
 import { type Config, parseConfig } from '../../src/config.ts';
+import type { Outside } from '../../src/routing/routing.ts';
 import { Client } from './client.ts';
 import { Sink, type SinkOptions } from './sink.ts';
 

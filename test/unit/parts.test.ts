@@ -4,7 +4,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, it } from 'vitest';
-import { DirectoryLock } from '../../src/spool/lock.ts';
+import { DirectoryLock } from '../../src/directory-lock.ts';
 import { gather, partOf } from '../../src/spool/parts.ts';
 import { putInto, QUEUED_BODY, queuedMessage } from '../support/spool.ts';
 

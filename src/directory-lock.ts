@@ -1,6 +1,6 @@
-// One process for each spool directory. Node has no flock; a unix socket in the directory does as well: a process that
-// is killed leaves a socket that refuses connections, and containers that share the directory see each other.
-// The same socket is where `cutthrough queue` reaches the proxy that runs.
+// One process for each directory, the spool's or the ledger's. Node has no flock; a unix socket in the directory does as
+// well: a process that is killed leaves a socket that refuses connections, and containers that share the directory see
+// each other. The spool's socket is also where `cutthrough queue` reaches the proxy that runs.
 // Each process binds a name of its own, so that it knows its socket from the start, and then links that to the name
 // that counts, which is exclusive: closing a loser's server can't take the winner's name away.
 // Owns the socket and every connection to it until release().
