@@ -8,12 +8,13 @@ import type { Recipient, Submission } from '../smtp/envelope.ts';
 import { type Reply, recipientOk } from '../smtp/reply.ts';
 import type { MessageBuffer } from '../spool/buffer.ts';
 import type { Result, Settled, Spooler } from '../spool/spooler.ts';
+import type { Known } from './recipients.ts';
 
 export class Fallback {
   readonly #spooler: Spooler;
   /** --fallback: for whoever misses the message. Else, with --mixed spool, only for who misses what others have. */
   readonly isForAll: boolean;
-  readonly #missed: Result[] = [];
+  readonly #missed: Known[] = [];
   #room = true;
   #copy: MessageBuffer | null = null;
 
@@ -23,13 +24,13 @@ export class Fallback {
   }
 
   /** Recipients whose next hop is out of reach, or has refused DATA, and what was said of it. */
-  get missed(): readonly Result[] {
+  get missed(): readonly Known[] {
     return this.#missed;
   }
 
   /** Every one of them was refused for good: the upstream can be told. */
   get hasOnlyRefused(): boolean {
-    return this.#missed.every(({ outcome }) => outcome?.kind === 'rejected');
+    return this.#missed.every(({ outcome }) => outcome.kind === 'rejected');
   }
 
   /** The recipient's next hop can't be reached now. @returns what its RCPT gets in place of what is `said` of that */

@@ -7,8 +7,8 @@ import type { Reply } from '../smtp/reply.ts';
 import type { Result } from '../spool/spooler.ts';
 import type { RecipientRecord, TransactionRecord } from '../transaction-record.ts';
 
-/** A result of whom a next hop has been asked about, now or at an earlier try. */
-export type Asked = Result & Readonly<{ outcome: Outcome }>;
+/** Of a recipient whose next hop, or what is known of it, has told. */
+export type Known = Result & Readonly<{ outcome: Outcome }>;
 
 type Counters = Pick<Metrics, 'duplicatesSuppressed' | 'recipientsWithheld'>;
 
@@ -70,8 +70,8 @@ export class Recipients {
     legs: readonly Leg[],
     outcomes: readonly (readonly Outcome[])[],
     known: ReadonlyMap<Recipient, Outcome>,
-  ): readonly Asked[] {
-    const asked: Asked[] = [];
+  ): readonly Known[] {
+    const asked: Known[] = [];
     for (const [at, { recipients, nextHop }] of legs.entries()) {
       for (const [index, recipient] of recipients.entries()) {
         const outcome = outcomes[at]![index]!;
@@ -89,7 +89,7 @@ export class Recipients {
   }
 
   /** Those whose next hop was not asked to take the message share what the upstream is told. */
-  shareVerdict(asked: readonly Asked[], reply: Reply): void {
+  shareVerdict(asked: readonly Known[], reply: Reply): void {
     for (const { recipient, outcome } of asked) {
       if (!isWithheld(outcome)) continue;
       this.#records.get(recipient)!.withheldFor(reply);

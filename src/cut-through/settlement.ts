@@ -8,16 +8,15 @@ import type { Submission } from '../smtp/envelope.ts';
 import type { MessageBody } from '../smtp/message-body.ts';
 import { legLost } from '../smtp/reply.ts';
 import { settleEach } from '../spool/recipient-replies.ts';
-import type { Result } from '../spool/spooler.ts';
 import type { Fallback } from './fallback.ts';
-import type { Asked, Recipients } from './recipients.ts';
+import type { Known, Recipients } from './recipients.ts';
 import { besideKnown, type Verdict, verdict, verdictBeforeDots } from './verdict.ts';
 
 /** Whose message it is. The upstream may go at any time. */
 type Sending = Submission &
   Readonly<{ isUpstreamGone: boolean; tellsEach: boolean; history: MessageHistory }>;
 
-const NONE: readonly Result[] = [];
+const NONE: readonly Known[] = [];
 
 export class Settlement {
   readonly #sending: Sending;
@@ -65,16 +64,21 @@ export class Settlement {
     return decision;
   }
 
-  async #decide(asked: readonly Asked[], results: readonly Result[], legs: number): Promise<Verdict> {
-    const outcomes = asked.map(({ outcome }) => outcome);
-    const fallback = this.#wanted(outcomes);
+  async #decide(asked: readonly Known[], results: readonly Known[], legs: number): Promise<Verdict> {
+    const fallback = this.#wanted(outcomesOf(asked));
     if (this.#sending.tellsEach)
       return await settleEach(results, fallback && ((others) => fallback.settle(this.#sending, others)));
-    return fallback === null ? verdict(outcomes, legs) : await fallback.settle(this.#sending, results);
+    if (fallback !== null) return await fallback.settle(this.#sending, results);
+    // Whoever was missed has not got the message, since nothing takes over.
+    return verdict(outcomesOf(results), legs);
   }
 
   /** Where some must get the message from the spool. An upstream that has gone still has it, and will send it again. */
   #wanted(outcomes: readonly Outcome[]): Fallback | null {
     return !this.#sending.isUpstreamGone && this.#fallback?.isNeeded(outcomes) ? this.#fallback : null;
   }
+}
+
+function outcomesOf(results: readonly Known[]): readonly Outcome[] {
+  return results.map(({ outcome }) => outcome);
 }

@@ -471,3 +471,22 @@ describe('switches', () => {
     expect(status).toMatchObject({ mode: 'cut-through', fallback: 'none', queue: { messages: 0, bytes: 0 } });
   });
 });
+
+it('has the upstream send again what it went away from, and then reaches who was missed', async () => {
+  const b = new Switch();
+  const slowly = once({ act: 'delay', ms: 300, next: '250 2.0.0 ok' });
+  const { proxy, sinks } = await start([{ script: { dot: slowly } }, b.options], { fallback: 'spool' });
+  const message = `Message-ID: <1@src.example>\r\n${SMALL}`;
+  const client = await proxy.client();
+  expect(await client.envelope('s@src.example', BOTH)).toMatch(/^354/);
+  client.write(`${message}.\r\n`);
+  await until(() => sinks[0]!.sessions[0]?.sawDot ?? false);
+  client.reset();
+  await until(() => proxy.transactions().length === 1);
+  expect(sinks[0]!.messages).toHaveLength(1);
+  b.up = true;
+  const again = await proxy.client();
+  expect(await again.send('s@src.example', BOTH, message)).toMatch(/^250/);
+  await until(() => sinks[1]!.messages.length === 1);
+  expect(sinks[0]!.messages).toHaveLength(1);
+});
