@@ -328,7 +328,7 @@ describe.each(['fast-path', 'spool'] as const)('mode %s', (mode) => {
   }
 
   it('delivers nothing again of what an upstream that vanished had delivered', async () => {
-    const slowly = { act: 'delay', ms: 600, next: '250 2.0.0 ok' } as const;
+    const slowly = { act: 'delay', ms: 300, next: '250 2.0.0 ok' } as const;
     const refusing = later(1);
     const directory = await startWithSpool([{ script: { dot: slowly } }, refusing]);
     const client = await proxy.client();
