@@ -1,5 +1,5 @@
 import { expect, test } from 'vitest';
-import { createLogger } from '../../src/log.ts';
+import { createLogger, isoTime } from '../../src/log.ts';
 
 function capture(): { lines: string[]; stream: { write: (line: string) => void } } {
   const lines: string[] = [];
@@ -34,4 +34,11 @@ test('a pretty line names the event and the fields, and keeps to one line', () =
   expect(lines).toHaveLength(1);
   expect(lines[0]).toMatch(/INFO.*leg_lost.*"reply":"451 no\\r\\n250 ok"/);
   expect(lines[0]?.trimEnd()).not.toContain('\n');
+});
+
+test('tells the time as Date does, whichever was asked for before', () => {
+  const start = Date.UTC(2026, 11, 31, 23, 59, 58);
+  for (const ms of [0, 1, 42, 999, 1_000, 1_999, 2_000, 1_500, 86_400_007, 0]) {
+    expect(isoTime(start + ms)).toBe(new Date(start + ms).toISOString());
+  }
 });
