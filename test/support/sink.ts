@@ -51,12 +51,15 @@ export class SinkSession {
   /** Answers nothing any more: a server replies in order, so one that is stuck is stuck for good. */
   stuck = false;
   helo = '';
+  /** It reads on, whatever `stopReadingAfter` says. */
+  released = false;
 
   constructor(socket: Socket) {
     this.socket = socket;
   }
 
   release(): void {
+    this.released = true;
     this.socket.resume();
   }
 }
@@ -152,7 +155,7 @@ export class Sink {
       if (at === -1) {
         body = joined;
         const limit = this.#options.stopReadingAfter;
-        if (limit !== undefined && body.length >= limit && !socket.isPaused()) socket.pause();
+        if (limit !== undefined && body.length >= limit && !session.released) socket.pause();
         const nth = this.#counts.get('body') ?? 0;
         if (nth === 0 && this.#options.script?.body !== undefined) perform('body', '', '');
         return;
