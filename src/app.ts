@@ -486,6 +486,7 @@ class RunningProxy implements ProxyPart {
       pool,
       health: this.#health,
       onOpened: (nextHop, offered) => this.#dsn.set(nextHop.key, offered.dsn),
+      onBug: (err) => this.#log.error({ event: 'bug', err }),
       connect: {
         config,
         lookup: (host) => addressesOf(host, config.dns),
