@@ -167,7 +167,12 @@ export const OPTIONS = {
     '120s',
     'until an RCPT is answered, all attempts included',
   ),
-  'idle-timeout': one('idleTimeoutMs', duration(), '300s', 'silence of the client before it is disconnected'),
+  'idle-timeout': one(
+    'idleTimeoutMs',
+    duration(),
+    '300s',
+    'silence of the client before it is disconnected; a message that keeps up 500 octets/s is never cut off',
+  ),
   'greeting-delay': one(
     'greetingDelayMs',
     duration(0),

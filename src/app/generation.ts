@@ -191,7 +191,7 @@ export class Generation {
 
   #legDeps(config: Config): LegDeps {
     const { routing, pool, foundation } = this.#parts;
-    const { metrics, health, offersDsn } = foundation;
+    const { metrics, health, offersDsn, log } = foundation;
     return {
       forwardClient: config.forwardClient,
       now: () => performance.now(),
@@ -199,6 +199,7 @@ export class Generation {
       pool,
       health,
       onOpened: (nextHop, offered) => offersDsn.set(nextHop.key, offered.dsn),
+      onBug: (err) => log.error({ event: 'bug', err }),
       connect: {
         config,
         lookup: (host) => addressesOf(host, config.dns),

@@ -150,8 +150,9 @@ async function tryHost(
   const addresses = host.address === null ? await lookUp(host, deps, signal, watch) : [host.address];
   let failure = new ConnectError('dns', `${host.host} has no address`);
   for (const address of addresses) {
+    let session: DownstreamSession | null = null;
     try {
-      const session = await tryAddress(host, address, deps, signal, watch);
+      session = await tryAddress(host, address, deps, signal, watch);
       deps.onResult('ok');
       const { demand } = host;
       if (demand?.by === 'mta-sts' && demand.mode === 'testing' && session.unverified !== null)
@@ -159,7 +160,10 @@ async function tryHost(
       watch.onTried(host, address, session);
       return { session, host };
     } catch (error) {
-      if (!(error instanceof ConnectError)) throw error;
+      if (!(error instanceof ConnectError)) {
+        session?.abort();
+        throw error;
+      }
       if (!signal.aborted) deps.onResult(error.result);
       watch.onTried(host, address, error.message);
       failure = error;
@@ -216,13 +220,13 @@ async function openAt(
   const tlsOptions = tlsOptionsOf(host);
   const { introduction } = deps;
   const plain = await dial({ host: address, port: host.port }, config.connectTimeoutMs, signal);
-  // proxy-protocol.txt §2: before anything else, in one piece.
-  if (introduction?.kind === 'proxy') plain.write(proxyHeaderFor(introduction.client, plain));
-  watch.onStep?.('connect');
-  const secured = host.protocol === 'smtps';
-  const socket = secured ? await secure(plain, tlsOptions, config.connectTimeoutMs, signal) : plain;
-  if (secured) watch.onStep?.('tls');
   try {
+    // proxy-protocol.txt §2: before anything else, in one piece.
+    if (introduction?.kind === 'proxy') plain.write(proxyHeaderFor(introduction.client, plain));
+    watch.onStep?.('connect');
+    const secured = host.protocol === 'smtps';
+    const socket = secured ? await secure(plain, tlsOptions, config.connectTimeoutMs, signal) : plain;
+    if (secured) watch.onStep?.('tls');
     return await DownstreamSession.open(
       {
         socket,
@@ -245,6 +249,8 @@ async function openAt(
     );
   } catch (error) {
     if (error instanceof OpenError) throw asConnectError(error, host);
+    // A bug, and perhaps from before anybody owned the socket.
+    if (!(error instanceof ConnectError)) plain.destroy();
     throw error;
   }
 }

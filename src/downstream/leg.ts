@@ -14,6 +14,7 @@ import {
   type Reply,
   recipientOk,
   replyClass,
+  transactionAborted,
 } from '../smtp/reply.ts';
 import { brief, inFull, type LegEvent, type TimeLine } from '../time-line.ts';
 import { type ConnectDeps, type ConnectWatch, type Opened, openSession } from './connect.ts';
@@ -35,11 +36,14 @@ export type LegDeps = Readonly<{
   health: NextHopHealth;
   /** What the next hop turned out to offer. */
   onOpened: (nextHop: NextHop, offered: Capabilities) => void;
+  /** Of ours: it has kept a session from being opened. */
+  onBug: (error: unknown) => void;
 }>;
 
-/** `busy`: there was no place for another session with the next hop. */
-type Ready = Opened | Readonly<{ kind: 'busy' }>;
+/** `busy`: there was no place for another session with the next hop; `bug`: one of ours was in the way. */
+type Ready = Opened | Readonly<{ kind: 'busy' }> | Readonly<{ kind: 'bug' }>;
 const BUSY = { kind: 'busy' } as const;
+const BUG = { kind: 'bug' } as const;
 
 export class Leg {
   readonly nextHop: NextHop;
@@ -140,6 +144,7 @@ export class Leg {
 
   #ask(opened: Ready, recipient: Recipient): Reply | Promise<Reply> {
     if (opened.kind === 'busy') return nextHopBusy(this.nextHop.label);
+    if (opened.kind === 'bug') return transactionAborted();
     // Claim 24.
     if (opened.kind === 'unreachable') {
       return nextHopUnreachable(this.nextHop.label, opened.attempts, opened.reason);
@@ -339,7 +344,8 @@ export class Leg {
     this.#mark('connect', this.#enter('connect', this.#deps.now()));
     const introduction = this.#introduction;
     const connect = introduction === null ? this.#deps.connect : { ...this.#deps.connect, introduction };
-    const opened = await openSession(this.nextHop, connect, this.#startConnecting(), this.#watch());
+    const opened = await this.#openSession(connect);
+    if (opened.kind === 'bug') return this.#end(opened);
     const ended = this.#timed('connect');
     if (opened.kind === 'unreachable') {
       this.#deps.pool.abandoned(this.nextHop);
@@ -359,6 +365,17 @@ export class Leg {
     this.#deps.pool.opened(fresh);
     this.#deps.onOpened(nextHop, session.capabilities);
     return this.#begin(fresh, opened, ended);
+  }
+
+  /** Never rejects: recipients wait for the answer, and the next ones for the place. */
+  async #openSession(connect: ConnectDeps): Promise<Opened | typeof BUG> {
+    try {
+      return await openSession(this.nextHop, connect, this.#startConnecting(), this.#watch());
+    } catch (error) {
+      this.#deps.pool.abandoned(this.nextHop);
+      this.#deps.onBug(error);
+      return BUG;
+    }
   }
 
   async #queue(admitted: Promise<Admitted>): Promise<Admitted> {

@@ -4,8 +4,9 @@
 // smtp-server's connection does the socket's life, the greeting and STARTTLS; every command that matters is answered
 // here, since the library's replies, address rules and immediate 354 are not ours. RCPTs that the upstream pipelines
 // are worked on concurrently and answered in order (RFC 2920 §3.2).
-// Owns one deadline: how long the upstream may take for its next command or its next body bytes. Bytes of a command that
-// never ends don't reset it. Every end of the connection aborts the transaction.
+// Owns one deadline: how long the upstream may take for its next command, and be silent in a message altogether. Bytes of
+// a command that never ends don't put it off, those of a message only as far as they go. Every end of the connection
+// aborts the transaction.
 import type { Socket } from 'node:net';
 import { TLSSocket } from 'node:tls';
 import type { Logger } from 'pino';
@@ -63,6 +64,11 @@ type Slot = { reply: Reply | null };
 
 /** Unknown commands before the session is ended. */
 const MAX_UNKNOWN_COMMANDS = 10;
+/**
+ * What each octet of a message adds to the time left for it, up to --idle-timeout: 500 a second keep it, as Postfix's
+ * smtpd_min_data_rate. A peer that trickles would hold a session with every next hop for as long as it likes.
+ */
+const MS_PER_BODY_OCTET = 1_000 / 500;
 /** Pipelined RCPTs that may wait for their answer, over those that --max-recipients allows. */
 const SPARE_SLOTS = 16;
 /** Verbs that have a label of their own in the metrics. */
@@ -386,12 +392,12 @@ export class UpstreamConnection extends SMTPConnection {
     const parser = this._parser as WireStream;
     parser.startBody({
       push: (chunk) => {
-        this.#awaitUpstream();
+        this.#patience.extend(chunk.length * MS_PER_BODY_OCTET, this.#context.config.idleTimeoutMs);
         const { end, ready, kept } = transaction.push(chunk);
         if (ready === null) return { end, ready, kept };
         // The upstream is not idle while we don't read.
-        this.#patience.lift();
-        return { end, ready: ready.then(() => this.#awaitUpstream()), kept };
+        this.#patience.pause();
+        return { end, ready: ready.then(() => this.#patience.resume()), kept };
       },
       end: (resume) => void this.#onEndOfData(transaction, resume),
     });

@@ -43,6 +43,7 @@ const handlers: Handlers<WorkerCalls> = {
     await part.close({ drainTimeoutMs: timeoutMs });
     return { metrics: await part.metricsAsJson(), status: part.status() };
   },
+  heartbeat: () => {},
   metrics: async () => await (await listening()).metricsAsJson(),
   status: async () => (await listening()).status(),
   trace: async (id) => (await listening()).trace(id),

@@ -6,7 +6,7 @@
 //   spool      each worker has a part of the directory, which it works on alone: a new one begins when the old has ended;
 //   ledger     each worker has all of it: what one puts goes through here to the others, and to the one journal;
 //   reload     a new worker for each, and then the old one drains: somebody always listens;
-//   crashes    a worker that ends unasked is replaced, after a wait that doubles up to a limit.
+//   crashes    a worker that ends unasked is replaced, after a wait that doubles up to a limit; one that hangs is ended.
 //
 // Owns the workers, the directories of ledger and spool, and the HTTP server. When it dies, the workers drain by themselves.
 import { availableParallelism } from 'node:os';
@@ -28,7 +28,7 @@ import { MetricsOfAll } from './metrics.ts';
 import type { Orders } from './protocol.ts';
 import { share } from './share.ts';
 import { StatusOfAll } from './status.ts';
-import { type Exit, WorkerProcess } from './worker-process.ts';
+import { type Exit, type Heartbeat, WorkerProcess } from './worker-process.ts';
 
 /** Between the end of a worker and its replacement: first and longest. */
 const BACKOFF_MS = 100;
@@ -38,14 +38,21 @@ const STEADY_MS = 60_000;
 /** For a worker to take in an entry of the ledger, before the upstream is told what it is about. */
 const LEARN_TIMEOUT_MS = 1_000;
 
+/** Half a minute: neither a garbage collection nor a machine with far too much to do is taken for a worker that hangs. */
+const HEARTBEAT: Heartbeat = { everyMs: 5_000, misses: 6 };
+
 /** How many processes the config asks for. */
 export function workerCount({ workers }: Config): number {
   return workers === 'auto' ? availableParallelism() : workers;
 }
 
 /** @throws Error in one line when a worker can't start: then there is none */
-export async function startPrimary(config: Config, logger: Logger): Promise<RunningProxy> {
-  const primary = new Primary(config, logger);
+export async function startPrimary(
+  config: Config,
+  logger: Logger,
+  heartbeat: Heartbeat = HEARTBEAT,
+): Promise<RunningProxy> {
+  const primary = new Primary(config, logger, heartbeat);
   try {
     await primary.start();
   } catch (error) {
@@ -67,6 +74,7 @@ type Slot = {
 
 class Primary implements RunningProxy {
   readonly #log: Logger;
+  readonly #heartbeat: Heartbeat;
   readonly #metrics;
   readonly #ledger: Ledger;
   readonly #metricsOfAll = new MetricsOfAll();
@@ -88,9 +96,10 @@ class Primary implements RunningProxy {
   #draining = false;
   #closed: Promise<void> | null = null;
 
-  constructor(config: Config, log: Logger) {
+  constructor(config: Config, log: Logger, heartbeat: Heartbeat) {
     this.#config = config;
     this.#log = log;
+    this.#heartbeat = heartbeat;
     this.#metrics = createMetrics({ version: VERSION, mode: config.mode, fallback: config.fallback });
     this.#ledger = new Ledger({ ttlMs: config.ledgerTtlMs, maxEntries: config.ledgerMax, now: Date.now });
     process.on('exit', () => {
@@ -231,6 +240,12 @@ class Primary implements RunningProxy {
     );
     slot.current = worker;
     this.#listen = worker.listen;
+    worker.watch(this.#heartbeat, () => this.#onHung(worker));
+  }
+
+  #onHung({ number, pid }: WorkerProcess): void {
+    const { everyMs, misses } = this.#heartbeat;
+    this.#log.error({ event: 'worker_hung', worker: number, pid, silentMs: everyMs * misses });
   }
 
   #fork(slot: Slot): WorkerProcess {

@@ -29,6 +29,8 @@ export type WorkerCalls = {
   drain: (
     options: Readonly<{ timeoutMs: number }>,
   ) => Readonly<{ metrics: MetricsAsJson; status: WorkerStatus }>;
+  /** Answers, and nothing else. */
+  heartbeat: (none: null) => void;
   metrics: (none: null) => MetricsAsJson;
   status: (none: null) => WorkerStatus;
   trace: (id: string) => Readonly<{ found: unknown; kept: number }>;

@@ -8,6 +8,8 @@ import { Channel, type Handlers } from './channel.ts';
 import type { Orders, PrimaryCalls, WorkerCalls, WorkerStatus } from './protocol.ts';
 
 export type Exit = Readonly<{ code: number | null; signal: string | null }>;
+/** How often a worker is asked for a sign of life, and after how many turns without one it counts as hung. */
+export type Heartbeat = Readonly<{ everyMs: number; misses: number }>;
 
 const MAIN = fileURLToPath(new URL('./main.js', import.meta.url));
 /** Long enough for a spool with a hundred thousand messages, on a slow disk. */
@@ -71,8 +73,11 @@ export class WorkerProcess {
 
   /** @throws Error in one line when it doesn't listen; its process is gone then */
   async start(orders: () => Orders, now: () => number): Promise<void> {
+    // One that doesn't get so far as to hear what is called.
+    const timer = setTimeout(() => this.kill(), START_TIMEOUT_MS);
     try {
       await Promise.race([this.#up, this.exited]);
+      clearTimeout(timer);
       const listening = this.channel.call('start', orders(), START_TIMEOUT_MS);
       this.hasOrders = true;
       this.listen = await listening;
@@ -87,6 +92,32 @@ export class WorkerProcess {
         cause: error,
       });
     }
+  }
+
+  /**
+   * Kills it, after `onHung`, when it listens and does not answer any more: its event loop is blocked, or its process
+   * stopped. What counts is the turns at which it could have been heard, and not the time: this process or the machine
+   * may have been asleep.
+   */
+  watch({ everyMs, misses }: Heartbeat, onHung: () => void): void {
+    let owed = false;
+    let missed = 0;
+    const timer = setInterval(() => {
+      if (this.state !== 'listening') return clearInterval(timer);
+      if (owed && ++missed < misses) return;
+      if (owed) {
+        clearInterval(timer);
+        onHung();
+        return this.kill();
+      }
+      owed = true;
+      missed = 0;
+      const answered = () => {
+        owed = false;
+      };
+      // One whose channel has ended is about to end.
+      this.channel.call('heartbeat', null).then(answered, answered);
+    }, everyMs).unref();
   }
 
   /** No more sessions; settles when the process is gone. Never rejects. */

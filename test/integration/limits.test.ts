@@ -1,12 +1,14 @@
 // What the operator limits is limited: sizes, loops, recipients, connections, memory, patience.
 import { once } from 'node:events';
 import net, { type Socket } from 'node:net';
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import { afterEach, describe, expect, it, onTestFinished } from 'vitest';
 import type { Options } from '../../src/app.ts';
 import { Client } from '../support/client.ts';
 import { startProxy, type TestProxy, until } from '../support/proxy.ts';
 import type { SinkOptions } from '../support/sink.ts';
+import { temporaryDirectory } from '../support/tools.ts';
 
 let proxy: TestProxy;
 afterEach(async () => await proxy.close());
@@ -285,13 +287,69 @@ describe('patience', () => {
     await until(async () => (await gauge('upstream_connections_active')) === 0);
   });
 
-  it('ends for a client that never gets to the end of a command', async () => {
-    const client = await start([{}], { idleTimeout: '300ms' });
+  /** Every so often what `next` gives, until the test is over. */
+  function dribble(client: Client, everyMs: number, next: () => string): void {
+    const timer = setInterval(() => client.socket.writable && client.write(next()), everyMs);
+    onTestFinished(() => clearInterval(timer));
+  }
+
+  it.each(['after', 'before'])(
+    'ends for a client that never gets to the end of a command, %s EHLO',
+    async (when) => {
+      const greeted = await start([{}], { idleTimeout: '300ms' });
+      const client = when === 'after' ? greeted : await Client.connect(proxy.port);
+      const began = performance.now();
+      dribble(client, 20, () => 'E');
+      expect(await client.reply()).toMatch(/^421 4\.4\.2 /);
+      expect(performance.now() - began).toBeLessThan(1_500);
+    },
+  );
+
+  it.each<[string, Options]>([
+    ['cut-through', {}],
+    ['spool', { mode: 'spool' }],
+  ])('ends for a client whose message only trickles (%s)', async (_, mode) => {
+    const spoolDir = join(await temporaryDirectory(), 'spool');
+    const client = await start([{}], { ...mode, spoolDir, idleTimeout: '400ms' });
+    expect(await client.envelope('s@src.example', ['u@a.example'])).toMatch(/^354/);
     const began = performance.now();
-    const dribble = setInterval(() => client.write('N'), 20);
-    onTestFinished(() => clearInterval(dribble));
-    expect(await client.reply()).toMatch(/^421 4\.4\.2 /);
+    dribble(client, 40, () => 'x');
+    expect(await client.reply(3_000)).toMatch(/^421 4\.4\.2 /);
     expect(performance.now() - began).toBeLessThan(1_500);
+    await until(async () => (await gauge('downstream_sessions_active')) === 0);
+    await until(async () => (await gauge('transactions_active')) === 0);
+    expectNothingDelivered();
+  });
+
+  it('does not end for a slow client that sends 500 octets a second', async () => {
+    const client = await start([{}], { idleTimeout: '800ms' });
+    expect(await client.envelope('s@src.example', ['u@a.example'])).toMatch(/^354/);
+    const began = performance.now();
+    let sent = 0;
+    // By the clock, so that a late timer on a busy machine costs nothing of the rate.
+    dribble(client, 50, () => {
+      const due = Math.floor(((performance.now() - began) / 1000) * 10);
+      const lines = `${'x'.repeat(48)}\r\n`.repeat(due - sent);
+      sent = due;
+      return sent < 30 ? lines : `${lines}.\r\n`;
+    });
+    expect(await client.reply()).toMatch(/^250/);
+    expect(performance.now() - began).toBeGreaterThan(2_500);
+  });
+
+  it('does not end for a client that is held back by a next hop', async () => {
+    const client = await start([{ stopReadingAfter: 100 }], {
+      idleTimeout: '300ms',
+      dataTimeout: '5s',
+      ackTimeout: '5s',
+    });
+    expect(await client.envelope('s@src.example', ['u@a.example'])).toMatch(/^354/);
+    client.write(`${'x'.repeat(998)}\r\n`.repeat(12_000));
+    client.write('.\r\n');
+    await until(async () => (await gauge('buffered_bytes')) > 0);
+    await sleep(900);
+    proxy.sinks[0]!.sessions[0]!.release();
+    expect(await client.reply()).toMatch(/^250/);
   });
 
   it('ends for a client that is silent from the start, and between MAIL and RCPT', async () => {

@@ -1,9 +1,13 @@
 // Downstream sessions are kept for whoever needs one next, in bounds, and a next hop has only so many (downstream/pool.ts).
+import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import { afterEach, describe, expect, it } from 'vitest';
+import { afterEach, describe, expect, it, onTestFinished, vi } from 'vitest';
+import type { Options } from '../../src/app.ts';
+import { DownstreamSession } from '../../src/downstream/session.ts';
 import type { Client } from '../support/client.ts';
 import { configOf, startProxy, startProxyOnly, type TestProxy, until } from '../support/proxy.ts';
 import { type Act, Sink } from '../support/sink.ts';
+import { temporaryDirectory } from '../support/tools.ts';
 
 let proxy: TestProxy;
 afterEach(async () => await proxy.close());
@@ -274,6 +278,47 @@ describe('--max-sessions-per-next-hop', () => {
       await client.command('RSET');
     }
     expect(replies).toEqual(['451 4.4.1', '451 4.4.1', '451 4.4.2', '451 4.4.2', '250 2.0.0']);
+  });
+
+  const BUG = new TypeError('a bug');
+  const opening = () => vi.spyOn(DownstreamSession, 'open').mockRejectedValueOnce(BUG);
+  const opened = () =>
+    vi.spyOn(DownstreamSession.prototype, 'tlsDescription', 'get').mockImplementationOnce(() => {
+      throw BUG;
+    });
+
+  it.each([
+    ['cut through', {}, opening],
+    ['cut through, once it is open', {}, opened],
+    ['with a fallback', { fallback: 'spool', retrySchedule: '100ms' }, opening],
+    ['in mode spool', { mode: 'spool', retrySchedule: '100ms' }, opening],
+  ])('has its place again when a bug keeps a session from being opened, %s', async (_, mode, inject) => {
+    const spoolDir = join(await temporaryDirectory(), 'spool');
+    proxy = await startProxy([{}], {
+      ...(mode as Options),
+      spoolDir,
+      maxSessionsPerNextHop: 1,
+      ackDeadline: '1s',
+    });
+    const injected = inject();
+    onTestFinished(() => injected.mockRestore());
+    const client = await proxy.client();
+    const spools = Object.keys(mode).length > 0;
+    await client.command('MAIL FROM:<s@src.example>');
+    client.write('RCPT TO:<u@a.example>\r\nRCPT TO:<v@a.example>\r\n');
+    const answers = await client.replies(2);
+    for (const answer of answers) expect(answer).toMatch(spools ? /^250/ : /^451 4\.3\.0 /);
+    if (spools) {
+      await client.command('DATA');
+      client.write('x\r\n.\r\n');
+      expect(await client.reply()).toMatch(/^250/);
+    } else await client.command('RSET');
+    expect(await send(client)).toMatch(/^250/);
+    // Whoever was told 250 before has the message, too.
+    await until(() => sinkOf(0).messages.length === (spools ? 2 : 1));
+    expect(proxy.log.filter(({ event }) => event === 'bug')).toMatchObject([{ err: { message: 'a bug' } }]);
+    // Nothing is left of the connection that was lost over it.
+    await until(() => sinkOf(0).sessions[0]!.closed);
   });
 
   it('leaves room for a new session in the place of one that the peer has ended', async () => {

@@ -6,7 +6,7 @@ import net from 'node:net';
 import { networkInterfaces, tmpdir } from 'node:os';
 import { join } from 'node:path';
 import tls from 'node:tls';
-import { afterAll, afterEach, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, describe, expect, it, onTestFinished } from 'vitest';
 import type { Options } from '../../src/app.ts';
 import { parseConfig } from '../../src/config.ts';
 import { type Issued, issue, issueAuthority } from '../support/certificates.ts';
@@ -173,6 +173,26 @@ describe('from the upstream', () => {
     await until(async () => (await gauge('upstream_connections_active')) === 0);
     expect(await (await proxy!.client()).command('NOOP')).toMatch(/^250/);
   });
+
+  it.each(['STARTTLS', 'smtps://'])(
+    'a handshake (%s) that comes octet by octet is given up as well',
+    async (how) => {
+      await start({ idleTimeout: '300ms', listen: ['smtp://127.0.0.1:0', 'smtps://127.0.0.1:0'] });
+      const listener = how === 'STARTTLS' ? 0 : 1;
+      const client = await Client.open(portOf(proxy!.proxy.addresses.listen[listener]!));
+      if (how === 'STARTTLS') {
+        await client.reply();
+        await client.command('EHLO client.example');
+        await client.command('STARTTLS');
+      }
+      client.write(HALF_HELLO);
+      const began = performance.now();
+      const more = setInterval(() => client.socket.writable && client.write('\0'), 20);
+      onTestFinished(() => clearInterval(more));
+      expect(await client.reply(3_000)).toBe('closed');
+      expect(performance.now() - began).toBeLessThan(1_500);
+    },
+  );
 
   it('a handshake that stalls does not hold up draining', async () => {
     await start({ listen: ['smtp://127.0.0.1:0', 'smtps://127.0.0.1:0'] });

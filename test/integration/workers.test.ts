@@ -4,11 +4,13 @@ import { randomUUID } from 'node:crypto';
 import { mkdir, readdir, readFile, writeFile } from 'node:fs/promises';
 import net, { type AddressInfo } from 'node:net';
 import { join } from 'node:path';
-import { afterEach, beforeEach, describe, expect, it, vi } from 'vitest';
+import { setTimeout as sleep } from 'node:timers/promises';
+import pino from 'pino';
+import { afterEach, beforeEach, describe, expect, it, onTestFinished, vi } from 'vitest';
 import { runQueueCommand } from '../../src/commands/queue.ts';
 import { Client } from '../support/client.ts';
 import { Program } from '../support/program.ts';
-import { configOf, until } from '../support/proxy.ts';
+import { configOf, type Line, portOf, until } from '../support/proxy.ts';
 import { type Act, Sink, type SinkOptions } from '../support/sink.ts';
 import { putInto, queuedMessage } from '../support/spool.ts';
 import { temporaryDirectory } from '../support/tools.ts';
@@ -226,6 +228,68 @@ it('a worker that is killed costs the others nothing, is replaced, and its count
   expect((await status(program)).totals.transactions.delivered).toBeGreaterThanOrEqual(3);
   left.destroy();
   expect(await program.stop()).toBe(0);
+});
+
+describe('a worker that hangs', () => {
+  const DIST = new URL('../../dist/workers/primary.js', import.meta.url).href;
+  const HEARTBEAT = { everyMs: 150, misses: 12 };
+  const UNANSWERED_MS = HEARTBEAT.everyMs * HEARTBEAT.misses;
+
+  /** The primary in this process, and workers in theirs. */
+  async function startPrimary() {
+    const { url } = await sink();
+    const log: Line[] = [];
+    const logger = pino({}, { write: (text: string) => void log.push(JSON.parse(text) as Line) });
+    const primary = (await import(DIST)) as typeof import('../../src/workers/primary.ts');
+    const config = configOf({ workers: 2, route: [`*=${url}`], logLevel: 'fatal' });
+    const proxy = await primary.startPrimary(config, logger, HEARTBEAT);
+    onTestFinished(async () => await proxy.close({ drainTimeoutMs: 100 }));
+    const told = async () =>
+      (await (await fetch(`http://${proxy.addresses.http}/status`)).json()) as unknown as Told;
+    const pids = async () => (await told()).workers.map(({ pid }) => pid);
+    const send = async () => {
+      const client = await Client.hello(portOf(proxy.addresses.listen[0]!));
+      const reply = await client.send('s@src.example', ['u@a.example'], MESSAGE);
+      client.destroy();
+      return reply;
+    };
+    return { proxy, pids, send, events: (event: string) => log.filter((line) => line.event === event) };
+  }
+
+  it('is killed and replaced like one that crashed, and the other goes on', async () => {
+    const { proxy, pids, send, events } = await startPrimary();
+    const [first, second] = await pids();
+    process.kill(first!, 'SIGSTOP');
+    await until(() => events('worker_replaced').length === 1, SOON_MS);
+    expect(events('worker_hung')).toMatchObject([
+      { level: 50, worker: 1, pid: first, silentMs: UNANSWERED_MS },
+    ]);
+    expect(events('worker_crashed')).toMatchObject([{ worker: 1, pid: first, signal: 'SIGKILL' }]);
+    expect(await proxy.metrics()).toMatch(/^cutthrough_worker_restarts_total\{reason="crash"\} 1$/m);
+    const now = await pids();
+    expect(now).toContain(second);
+    expect(now).not.toContain(first);
+    for (let nth = 0; nth < 4; nth++) expect(await send()).toMatch(/^250/);
+  });
+
+  it('is not one that was only slow to answer, nor one that the primary could not hear', async () => {
+    const { pids, events } = await startPrimary();
+    const before = await pids();
+    const pause = async () => {
+      process.kill(before[0]!, 'SIGSTOP');
+      await sleep(UNANSWERED_MS * 0.6);
+      process.kill(before[0]!, 'SIGCONT');
+    };
+    await pause();
+    await sleep(UNANSWERED_MS * 0.2);
+    // What it once owed is forgotten; what it owes now has come when the primary looks again.
+    await pause();
+    const awake = performance.now() + UNANSWERED_MS * 1.5;
+    while (performance.now() < awake);
+    await sleep(UNANSWERED_MS / 2);
+    expect(events('worker_hung')).toEqual([]);
+    expect(await pids()).toEqual(before);
+  });
 });
 
 it('all workers at once may end, and the port is the same after that', async () => {

@@ -54,3 +54,42 @@ it('keeps one timer however often it is set', () => {
   for (let i = 0; i < 50; i++) deadline.set(100);
   expect(vi.getTimerCount()).toBe(1);
 });
+
+it('is put off by what is earned, up to a limit', () => {
+  deadline.set(100);
+  vi.advanceTimersByTime(90);
+  deadline.extend(20, 100);
+  vi.advanceTimersByTime(25);
+  expect(expired).toBe(0);
+  deadline.extend(5_000, 100);
+  vi.advanceTimersByTime(98);
+  expect(expired).toBe(0);
+  expect(vi.getTimerCount()).toBe(1);
+  vi.advanceTimersByTime(4);
+  expect(expired).toBe(1);
+});
+
+it('stands still while it is paused', () => {
+  deadline.set(100);
+  vi.advanceTimersByTime(60);
+  deadline.pause();
+  vi.advanceTimersByTime(1_000);
+  deadline.resume();
+  vi.advanceTimersByTime(35);
+  expect(expired).toBe(0);
+  vi.advanceTimersByTime(10);
+  expect(expired).toBe(1);
+});
+
+it.each<[string, () => void]>([
+  ['lifted', () => deadline.lift()],
+  ['disposed', () => deadline.dispose()],
+])('is not set by what comes after it was %s', (_, end) => {
+  deadline.set(100);
+  deadline.pause();
+  end();
+  deadline.resume();
+  deadline.extend(10, 100);
+  vi.advanceTimersByTime(1_000);
+  expect(expired).toBe(0);
+});
