@@ -88,6 +88,8 @@ const VERBS = new Set([
   'XCLIENT',
   'XFORWARD',
 ]);
+/** Verbs that get a transaction further where they are not refused. */
+const ADVANCING = new Set(['MAIL', 'RCPT', 'DATA']);
 /** Known to the RFCs, and answered 502. */
 const NOT_IMPLEMENTED = new Set(['AUTH', 'BDAT', 'BURL', 'ETRN', 'EXPN', 'SAML', 'SEND', 'SOML', 'TURN']);
 /** A browser was tricked into talking to us (cross-protocol request). */
@@ -117,6 +119,8 @@ export class UpstreamConnection extends SMTPConnection {
   /** The chunk that the last RCPT came in. */
   #rcptChunks = 0;
   readonly #patience = new Deadline(() => this.#onImpatient());
+  /** A command has got the transaction further. */
+  #broughtOn = false;
   #transaction: MailTransaction | null = null;
   /** Its message is whole, and is being answered. */
   #finishing: MailTransaction | null = null;
@@ -245,7 +249,7 @@ export class UpstreamConnection extends SMTPConnection {
   override _onCommand(line: Buffer, resume: Resume = () => {}): void {
     if (this._upgrading || this._closing) return resume();
     if (!this._ready) return this.#onEarlyCommand(line, resume);
-    this.#patience.lift();
+    this.#patience.pause();
     this.#confirm();
     const text = decodeCommandLine(line);
     const verb = text === null ? '' : (/^[A-Za-z]+/.exec(text)?.[0] ?? '').toUpperCase();
@@ -559,6 +563,7 @@ export class UpstreamConnection extends SMTPConnection {
     // During the handshake the socket below is raw: a byte written there would break the TLS records.
     if (!this._upgrading && !socket.destroyed && socket.writable) socket.write(formatReply(reply));
     if (reply.code === 421) this.close();
+    if (reply.code < 400 && ADVANCING.has(verb)) this.#broughtOn = true;
     if (replyClass(reply) === 2) this.#refusedData = false;
   }
 
@@ -588,8 +593,12 @@ export class UpstreamConnection extends SMTPConnection {
 
   // ---- ends ----
 
+  /** Within a transaction only what brings it on renews the deadline: next hops' sessions are held meanwhile. */
   #awaitUpstream(): void {
-    if (!this._closing && !this._closed) this.#patience.set(this.#context.config.idleTimeoutMs);
+    if (this._closing || this._closed) return;
+    if (this.#transaction === null || this.#broughtOn) this.#patience.set(this.#context.config.idleTimeoutMs);
+    else this.#patience.resume();
+    this.#broughtOn = false;
   }
 
   #onImpatient(): void {

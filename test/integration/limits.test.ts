@@ -321,6 +321,35 @@ describe('patience', () => {
     expectNothingDelivered();
   });
 
+  it.each([
+    ['NOOP', '250'],
+    ['RCPT TO:<who@c.example>', '5'],
+  ])('ends for a client that holds a session with a next hop by %s', async (command, answer) => {
+    const client = await start([{}], { idleTimeout: '400ms' });
+    expect(await client.command('MAIL FROM:<s@src.example>')).toMatch(/^250/);
+    expect(await client.command('RCPT TO:<u@a.example>')).toMatch(/^250/);
+    const began = performance.now();
+    let reply = '';
+    while (!reply.startsWith('421') && performance.now() - began < 3_000) {
+      await new Promise((resolve) => setTimeout(resolve, 60));
+      client.write(`${command}\r\n`);
+      reply = await client.reply();
+      expect(reply.startsWith(answer) || reply.startsWith('421 4.4.2 ')).toBe(true);
+    }
+    expect(performance.now() - began).toBeLessThan(1_500);
+    await until(async () => (await gauge('downstream_sessions_active')) === 0);
+  });
+
+  it('does not end between messages for a client that says NOOP, nor for one whose recipients are taken', async () => {
+    const client = await start([{}], { idleTimeout: '400ms' });
+    for (const command of ['NOOP', 'MAIL FROM:<s@src.example>', 'RCPT TO:<u@a.example>']) {
+      for (let times = 0; times < (command.startsWith('MAIL') ? 1 : 5); times++) {
+        expect(await client.command(command)).toMatch(/^250/);
+        await new Promise((resolve) => setTimeout(resolve, 150));
+      }
+    }
+  });
+
   it('does not end for a slow client that sends 500 octets a second', async () => {
     const client = await start([{}], { idleTimeout: '800ms' });
     expect(await client.envelope('s@src.example', ['u@a.example'])).toMatch(/^354/);
