@@ -38,12 +38,32 @@ export type SinkOptions = {
 
 export type SinkEvent = { at: number; what: string };
 
+/** Put together as they come, without all being copied each time. */
+class Octets {
+  #room = Buffer.allocUnsafe(1024);
+  #length = 0;
+
+  get all(): Buffer {
+    return this.#room.subarray(0, this.#length);
+  }
+
+  append(chunk: Buffer): void {
+    const length = this.#length + chunk.length;
+    if (length > this.#room.length) {
+      const room = Buffer.allocUnsafe(2 * length);
+      this.#room.copy(room, 0, 0, this.#length);
+      this.#room = room;
+    }
+    chunk.copy(this.#room, this.#length);
+    this.#length = length;
+  }
+}
+
 export class SinkSession {
   socket: Socket;
   proxyHeader: Buffer | null = null;
   readonly commands: string[] = [];
-  /** Everything read, raw. */
-  raw = Buffer.alloc(0);
+  readonly read = new Octets();
   /** Body octets seen so far in the DATA under way. */
   bodyOctets = 0;
   sawDot = false;
@@ -54,6 +74,11 @@ export class SinkSession {
 
   constructor(socket: Socket) {
     this.socket = socket;
+  }
+
+  /** Everything read. */
+  get raw(): Buffer {
+    return this.read.all;
   }
 
   release(): void {
@@ -123,11 +148,11 @@ export class Sink {
       session.closed = true;
       this.#options.onWire?.(session, 'closed', '');
     });
-    let buffer = Buffer.alloc(0);
+    let buffer: Buffer = Buffer.alloc(0);
     let inBody = false;
     let mail = '';
     let rcpts: string[] = [];
-    let body = Buffer.alloc(0);
+    let body = new Octets();
     const perform = (phase: Scripted, line: string, fallback: string) =>
       this.#perform(session, phase, line, fallback);
 
@@ -143,16 +168,17 @@ export class Sink {
     };
 
     const onBody = () => {
-      const joined = Buffer.concat([body, buffer]);
+      const before = body.all.length;
+      body.append(buffer);
+      const joined = body.all;
       session.bodyOctets = joined.length;
       buffer = Buffer.alloc(0);
       // The terminator may be the very first line.
       const first = joined.subarray(0, 3).equals(Buffer.from('.\r\n')) ? 0 : -1;
-      const at = first === 0 ? 0 : joined.indexOf(END, Math.max(0, body.length - 4));
+      const at = first === 0 ? 0 : joined.indexOf(END, Math.max(0, before - 4));
       if (at === -1) {
         const limit = this.#options.stopReadingAfter ?? Number.POSITIVE_INFINITY;
-        if (joined.length >= limit && body.length < limit) socket.pause();
-        body = joined;
+        if (joined.length >= limit && before < limit) socket.pause();
         const nth = this.#counts.get('body') ?? 0;
         if (nth === 0 && this.#options.script?.body !== undefined) perform('body', '', '');
         return;
@@ -162,7 +188,7 @@ export class Sink {
       this.#log('dot');
       buffer = joined.subarray(end + 3);
       inBody = false;
-      body = Buffer.alloc(0);
+      body = new Octets();
       const taken = answer();
       if (taken.length > 0)
         this.messages.push({ mail, rcpts, taken, body: joined.subarray(0, end), helo: session.helo });
@@ -226,7 +252,7 @@ export class Sink {
 
     const onData = (chunk: Buffer) => {
       this.#options.onWire?.(session, 'read', chunk.toString('latin1'));
-      session.raw = Buffer.concat([session.raw, chunk]);
+      session.read.append(chunk);
       buffer = Buffer.concat([buffer, chunk]);
       for (;;) {
         if (inBody) {
