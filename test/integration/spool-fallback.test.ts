@@ -490,3 +490,38 @@ it('has the upstream send again what it went away from, and then reaches who was
   await until(() => sinks[1]!.messages.length === 1);
   expect(sinks[0]!.messages).toHaveLength(1);
 });
+
+describe('of several at a next hop one has the message, and at the retry', () => {
+  it.each([
+    ['the other is put off', ['u@a.example', 'v@a.example'], '451 4.2.0 busy'],
+    ['the other is lost', ['u@a.example', 'v@a.example'], { act: 'rst' } as const],
+    ['one is put off', ['u@a.example', 'v@a.example', 'w@a.example'], '451 4.2.0 busy'],
+    ['one is lost', ['u@a.example', 'v@a.example', 'w@a.example'], { act: 'rst' } as const],
+    ['one is refused', ['u@a.example', 'v@a.example', 'w@a.example'], '550 5.1.1 unknown'],
+  ])('%s: all have it in the end', async (_, recipients, act) => {
+    const taken: string[] = [];
+    const last = recipients.length - 1;
+    const script: SinkOptions['script'] = {
+      // The first try: u has it, the others have not.
+      dot: (line, nth) => {
+        if (nth === 0 || nth > last) taken.push(line);
+        if (nth === last) return { act: 'delay', ms: 100, next: '451 4.2.0 busy' };
+        return nth === 0 || nth > last ? null : '451 4.2.0 busy';
+      },
+      // At the retry each is named, and then all but u are named anew.
+      rcpt: (_line, nth) => (nth === 3 * recipients.length - 2 ? act : null),
+    };
+    const { proxy, directory, sinks } = await start([{ lmtp: true, script }], { fallback: 'spool' });
+    const message = `Message-ID: <1@src.example>\r\n${SMALL}`;
+    const client = await proxy.client();
+    expect(await client.envelope('s@src.example', recipients)).toMatch(/^354/);
+    client.write(`${message}.\r\n`);
+    await until(() => sinks[0]!.sessions[0]?.sawDot ?? false);
+    client.reset();
+    await until(() => proxy.transactions().length === 1);
+    const again = await proxy.client();
+    expect(await again.send('s@src.example', recipients, message)).toMatch(/^250/);
+    await untilQueueEmpty(proxy, directory);
+    expect(taken.map((line) => /<(.*)>/.exec(line)?.[1]).sort()).toEqual(recipients);
+  });
+});
