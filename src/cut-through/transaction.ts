@@ -266,6 +266,7 @@ export class Transaction {
     const { fanOut, body } = this.#state;
     if (!this.history.judge(body)) this.#giveUp({ reply: stillDelivering(), result: 'deferred' });
     if (this.#refusal === null) {
+      this.#fallback?.leaveOut(this.history.known);
       const answers = await held.startData(this.history.known);
       // The upstream may have gone meanwhile.
       if (this.state !== 'body') return;

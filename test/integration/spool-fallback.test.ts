@@ -491,6 +491,26 @@ it('has the upstream send again what it went away from, and then reaches who was
   expect(sinks[0]!.messages).toHaveLength(1);
 });
 
+it('queues nothing again for whom an earlier try was queued, while the next hop is still out of reach', async () => {
+  const b = new Switch();
+  const { proxy, directory, sinks } = await start([{}, b.options], {
+    fallback: 'spool',
+    retrySchedule: '300ms',
+  });
+  const message = `Message-ID: <1@src.example>\r\n${SMALL}`;
+  for (const _ of ['the first try', 'the retry']) {
+    const client = await proxy.client();
+    expect(await client.send('s@src.example', BOTH, message)).toMatch(/^250/);
+    // It may not have read that.
+    client.reset();
+    await until(async () => (await proxy.metric('cutthrough_ledger_entries')) === 2);
+  }
+  expect(await proxy.metric('cutthrough_queue_messages')).toBe(1);
+  b.up = true;
+  await untilQueueEmpty(proxy, directory);
+  expect(sinks.map(({ messages }) => messages.length)).toEqual([1, 1]);
+});
+
 describe('of several at a next hop one has the message, and at the retry', () => {
   it.each([
     ['the other is put off', ['u@a.example', 'v@a.example'], '451 4.2.0 busy'],
