@@ -57,6 +57,7 @@ class Switch {
 
 /** The first time `act`, then as it should be. */
 const once = (act: Act) => (_: string, nth: number) => (nth === 0 ? act : null);
+const atSecond = (act: Act) => (_: string, nth: number) => (nth === 1 ? act : null);
 
 async function untilQueueEmpty(proxy: TestProxy, directory: string): Promise<void> {
   await until(async () => (await proxy.metric('cutthrough_queue_messages')) === 0);
@@ -508,6 +509,28 @@ it('queues nothing again for whom an earlier try was queued, while the next hop 
   expect(await proxy.metric('cutthrough_queue_messages')).toBe(1);
   b.up = true;
   await untilQueueEmpty(proxy, directory);
+  expect(sinks.map(({ messages }) => messages.length)).toEqual([1, 1]);
+});
+
+it('has a retry wait for what an upstream that may be gone gets queued', async () => {
+  const b = new Switch();
+  const script = {
+    dot: once({ act: 'delay', ms: 600, next: '250 2.0.0 ok' }),
+    rcpt: atSecond('451 4.2.0 busy'),
+  };
+  const options = { fallback: 'spool', ackTimeout: '3s' } as const;
+  const { proxy, directory, sinks } = await start([{ script }, b.options], options);
+  const message = `Message-ID: <1@src.example>\r\n${SMALL}`;
+  const again = await proxy.client();
+  const client = await proxy.client();
+  expect(await begin(client)).toMatch(/^354/);
+  client.socket.end(`${message}.\r\n`);
+  await until(() => sinks[0]!.sessions[0]?.sawDot ?? false);
+  b.up = true;
+  expect(await again.send('s@src.example', BOTH, message)).toMatch(/^451 4\.4\.5/);
+  expect(await client.reply()).toMatch(/^250 2\.0\.0 queued/);
+  await untilQueueEmpty(proxy, directory);
+  expect(await again.send('s@src.example', BOTH, message)).toMatch(/^250/);
   expect(sinks.map(({ messages }) => messages.length)).toEqual([1, 1]);
 });
 
