@@ -91,7 +91,7 @@ export class Upstream {
       await sleep(chance.below(4));
       if (fault === 'reset in the body') return this.#reset(client);
     }
-    this.#model.completes(message);
+    this.#model.completes(message, accepted);
     const ahead = fault === 'QUIT sent ahead' || fault === 'deaf, with QUIT sent ahead';
     const rest = pauses ? message.wire.subarray(half) : message.wire;
     client.write(Buffer.concat([rest, Buffer.from(ahead ? '.\r\nQUIT\r\n' : '.\r\n')]));
