@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
 import pino from 'pino';
 import { createProxyFromConfig, type Proxy as RunningProxy } from '../../../src/app.ts';
-import { configOf, portOf, until } from '../proxy.ts';
+import { configOf, until } from '../proxy.ts';
 import { Chance } from './chance.ts';
 import { type Message, Model, type Policy, SENDERS, spoolsForAll } from './model.ts';
 import { NextHop } from './next-hop.ts';
@@ -14,6 +14,7 @@ import { patience, Upstream } from './upstream.ts';
 
 const DOMAINS = ['a', 'b', 'c', 'd', 'e'].map((name) => `${name}.example`);
 const SESSIONS = 24;
+const LMTP_SESSIONS = 6;
 /** Of the messages: followed by another one with the same envelope, each of them tried in turn. */
 const TWINS = 0.15;
 /** Of the messages. */
@@ -57,9 +58,10 @@ export async function simulate(policy: Policy, transactions: number, seed = SEED
   const route = [...hops.map(({ url }, nth) => `${DOMAINS[nth]}=${url}`), `${SENDERS}=${senders.url}`];
   const options = { ...policy, route, spoolDir, ackTimeout: ACK_TIMEOUT, ...PATIENT };
   const proxy = await createProxyFromConfig(configOf(options), pino({ level: 'silent' }));
+  const [smtp, lmtp] = proxy.addresses.listen as [string, string];
   const upstreams = Array.from(
     { length: SESSIONS },
-    () => new Upstream(portOf(proxy.addresses.listen[0]!), model),
+    (_, at) => new Upstream(at < LMTP_SESSIONS ? lmtp : smtp, model),
   );
   const done: { message: Message; final: ReadonlyMap<string, string> }[] = [];
   const attempts = () => upstreams.reduce((sum, each) => sum + each.attempts, 0);
@@ -99,6 +101,7 @@ export async function simulate(policy: Policy, transactions: number, seed = SEED
 }
 
 const PATIENT = {
+  listen: ['smtp://127.0.0.1:0', 'lmtp://127.0.0.1:0'],
   commandTimeout: '2s',
   dataTimeout: '2s',
   greetingTimeout: '2s',

@@ -208,32 +208,34 @@ export class Model {
     }
   }
 
-  /** The upstream has read the reply to its final dot. */
-  answered({ id }: Message, accepted: readonly string[], reply: string): void {
+  /** The upstream has read the reply to its final dot. @param whom it is for, with LMTP one of those accepted */
+  answered({ id }: Message, accepted: readonly string[], reply: string, whom: readonly string[]): void {
     const known = this.#messages.get(id)!;
-    known.story.push(`"${reply}" for ${accepted.join(' ')}`);
+    known.story.push(`"${reply}" for ${whom.join(' ')}`);
     const all = accepted.map((recipient) => known.copies.get(recipient)!);
-    if (!reply.startsWith('2')) for (const copy of all) copy.open--;
+    const its = whom.map((recipient) => known.copies.get(recipient)!);
+    if (!reply.startsWith('2')) for (const copy of its) copy.open--;
     if (!/^[245]\d\d /.test(reply)) this.#violated(known, 'that is no answer');
-    else if (spoolsForAll(this.#policy)) this.#answeredWithSpool(known, all, reply);
-    else this.#answeredWithout(known, all, reply);
+    else if (spoolsForAll(this.#policy)) this.#answeredWithSpool(known, its, reply);
+    else this.#answeredWithout(known, all, its, reply);
   }
 
   /** Whatever is in doubt is the queue's. */
-  #answeredWithSpool(known: Known, all: readonly Copy[], reply: string): void {
+  #answeredWithSpool(known: Known, its: readonly Copy[], reply: string): void {
     // An earlier attempt may have been promised, and then it is the queue's by now.
-    const cared = all.every(({ told, open }) => told > 0 || open > 1);
+    const cared = its.every(({ told, open }) => told > 0 || open > 1);
     if (reply.startsWith('2') && !cared && !isQueued(reply)) this.#violated(known, 'nobody sees to it');
     // 4.4.5: whoever sends it again while it is still being delivered has to wait.
     if (reply.startsWith('4') && !reply.includes('4.4.5')) this.#violated(known, 'it could have been queued');
-    if (reply.startsWith('5') && !all.every(({ told, refused }) => told === 0 && refused))
+    if (reply.startsWith('5') && !its.every(({ told, refused }) => told === 0 && refused))
       this.#violated(known, 'not all have refused it');
   }
 
-  #answeredWithout(known: Known, all: readonly Copy[], reply: string): void {
+  /** What goes wrong before the dots is told to each alike. */
+  #answeredWithout(known: Known, all: readonly Copy[], its: readonly Copy[], reply: string): void {
     const have = all.every(({ told }) => told > 0);
     const nobody = all.every(({ told }) => told === 0);
-    const cared = all.every(({ told, open }) => told > 0 || (this.#spools && open > 1));
+    const cared = its.every(({ told, open }) => told > 0 || (this.#spools && open > 1));
     // A refusal of DATA is that of all, also when it comes late, since the header was waited for; and with ordered dots so is
     // the first one while nobody has the message.
     const first = this.#policy.dots === 'ordered' && nobody && all.some(({ refused }) => refused);
@@ -242,7 +244,7 @@ export class Model {
       this.#violated(known, 'not all have it');
     // As above.
     if (reply.startsWith('4') && have && !reply.includes('4.4.5')) this.#violated(known, 'all have it');
-    if (reply.startsWith('5') && !shared && !all.every(({ told, refused }) => told > 0 || refused))
+    if (reply.startsWith('5') && !shared && !its.every(({ told, refused }) => told > 0 || refused))
       this.#violated(known, 'something is in doubt');
   }
 
