@@ -1,6 +1,6 @@
 // Thousands of transactions over one to five next hops, with failures in every phase and on both sides, against the model.
 // SIMULATION_SEED repeats what was drawn; what happens at the same time as what is the machine's affair.
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -78,26 +78,27 @@ export async function simulate(policy: Policy, transactions: number, seed = SEED
     upstream.close();
   };
   await Promise.all(upstreams.map(work));
-  for (const name of ['transactions_active', 'queue_messages']) {
+  for (const name of ['transactions_active', 'queue_messages', 'buffered_bytes']) {
     // To ask is dear.
     await until(() => sleep(50).then(async () => (await metric(proxy, name)) === 0), 60_000);
   }
   for (const { message, final } of done)
     for (const [recipient, reply] of final) model.final(message, recipient, reply);
   const { violations, duplicates } = model;
-  const report: Report = {
+  const report: Omit<Report, 'violations'> = {
     seed,
     transactions: attempts(),
     messages: done.length,
     duplicates,
     suppressed: await metric(proxy, 'duplicates_suppressed_total'),
     results: await results(proxy),
-    violations,
   };
   await proxy.close({ drainTimeoutMs: 200 });
+  const left = (await readdir(spoolDir)).filter((name) => /\.(eml|json|tmp)$/.test(name));
+  if (left.length > 0) violations.push(`left in the spool: ${left.join(' ')}`);
   for (const hop of [...hops, senders]) hop.close();
   await rm(spoolDir, { recursive: true });
-  return report;
+  return { ...report, violations };
 }
 
 const PATIENT = {
