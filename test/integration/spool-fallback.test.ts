@@ -534,6 +534,30 @@ it('has a retry wait for what an upstream that may be gone gets queued', async (
   expect(sinks.map(({ messages }) => messages.length)).toEqual([1, 1]);
 });
 
+it('has it wait also for whom the next hop puts off meanwhile, where the ledger is kept on disk', async () => {
+  const script = {
+    dot: once({ act: 'delay', ms: 600, next: '250 2.0.0 ok' }),
+    rcpt: atSecond('451 4.2.0 busy'),
+  };
+  const ledgerDir = await mkdtemp(join(tmpdir(), 'cutthrough-ledger-'));
+  closers.push(() => rm(ledgerDir, { recursive: true }));
+  const options = { fallback: 'spool', ackTimeout: '3s', ledgerDir } as const;
+  const busy = { script: { dot: once('451 4.2.0 busy') } };
+  const { proxy, directory, sinks } = await start([{}, busy, { script }], options);
+  const recipients = [...BOTH, 'w@c.example'];
+  const message = `Message-ID: <1@src.example>\r\n${SMALL}`;
+  const again = await proxy.client();
+  const client = await proxy.client();
+  expect(await client.envelope('s@src.example', recipients)).toMatch(/^354/);
+  client.socket.end(`${message}.\r\n`);
+  await until(() => sinks.every(({ sessions }) => sessions[0]?.sawDot));
+  expect(await again.send('s@src.example', recipients, message)).toMatch(/^451 4\.4\.5/);
+  expect(await client.reply()).toMatch(/^250 2\.0\.0 queued/);
+  await untilQueueEmpty(proxy, directory);
+  expect(await again.send('s@src.example', recipients, message)).toMatch(/^250/);
+  expect(sinks.map(({ messages }) => messages.length)).toEqual([1, 1, 1]);
+});
+
 describe('of several at a next hop one has the message, and at the retry', () => {
   it.each([
     ['the other is put off', ['u@a.example', 'v@a.example'], '451 4.2.0 busy'],
