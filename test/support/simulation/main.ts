@@ -26,6 +26,8 @@ const ACK_TIMEOUT = '2s';
 
 export type Report = Readonly<{
   seed: number;
+  /** Drawn, too. */
+  ledger: 'in memory' | 'on disk';
   transactions: number;
   messages: number;
   duplicates: number;
@@ -54,9 +56,11 @@ export async function simulate(policy: Policy, transactions: number, seed = SEED
   for (const [nth, domain] of DOMAINS.entries())
     hops.push(await NextHop.start(domain, model, new Chance(seed, -2 - nth), nth === DOMAINS.length - 1));
   const senders = await NextHop.start(SENDERS, model, new Chance(seed, -2 - DOMAINS.length), false);
-  const spoolDir = await mkdtemp(join(tmpdir(), 'cutthrough-simulation-'));
+  const directory = await mkdtemp(join(tmpdir(), 'cutthrough-simulation-'));
+  const spoolDir = join(directory, 'spool');
+  const ledgerDir = new Chance(seed, -1).is(0.5) ? join(directory, 'ledger') : undefined;
   const route = [...hops.map(({ url }, nth) => `${DOMAINS[nth]}=${url}`), `${SENDERS}=${senders.url}`];
-  const options = { ...policy, route, spoolDir, ackTimeout: ACK_TIMEOUT, ...PATIENT };
+  const options = { ...policy, route, spoolDir, ledgerDir, ackTimeout: ACK_TIMEOUT, ...PATIENT };
   const proxy = await createProxyFromConfig(configOf(options), pino({ level: 'silent' }));
   const [smtp, lmtp] = proxy.addresses.listen as [string, string];
   const upstreams = Array.from(
@@ -87,6 +91,7 @@ export async function simulate(policy: Policy, transactions: number, seed = SEED
   const { violations, duplicates } = model;
   const report: Omit<Report, 'violations'> = {
     seed,
+    ledger: ledgerDir === undefined ? 'in memory' : 'on disk',
     transactions: attempts(),
     messages: done.length,
     duplicates,
@@ -94,10 +99,12 @@ export async function simulate(policy: Policy, transactions: number, seed = SEED
     results: await results(proxy),
   };
   await proxy.close({ drainTimeoutMs: 200 });
-  const left = (await readdir(spoolDir)).filter((name) => /\.(eml|json|tmp)$/.test(name));
+  const left = (await readdir(directory, { recursive: true })).filter((name) =>
+    /\.(eml|json|tmp)$/.test(name),
+  );
   if (left.length > 0) violations.push(`left in the spool: ${left.join(' ')}`);
   for (const hop of [...hops, senders]) hop.close();
-  await rm(spoolDir, { recursive: true });
+  await rm(directory, { recursive: true });
   return { ...report, violations };
 }
 
