@@ -14,7 +14,7 @@ export class Fallback {
   readonly #spooler: Spooler;
   /** --fallback: for whoever misses the message. Else, with --mixed spool, only for who misses what others have. */
   readonly isForAll: boolean;
-  readonly #missed: Known[] = [];
+  #missed: Known[] = [];
   #room = true;
   #copy: MessageBuffer | null = null;
 
@@ -44,6 +44,11 @@ export class Fallback {
     leg.drop();
     for (const recipient of leg.recipients)
       this.#missed.push({ recipient, nextHop: leg.nextHop.label, outcome });
+  }
+
+  /** They have the message, or an earlier try has left it to the queue. */
+  leaveOut(known: ReadonlyMap<Recipient, Outcome>): void {
+    if (known.size > 0) this.#missed = this.#missed.filter(({ recipient }) => !known.has(recipient));
   }
 
   /** At DATA. False: there is no room on the disk for those who are missed already. */

@@ -74,7 +74,7 @@ export class Transaction {
   #upstreamGone = false;
   /** It sends no more. */
   #upstreamEnded = false;
-  /** Who gets the dot, once it is due. */
+  /** Who gets the dot, once it is due, or is left to the queue. */
   #due = NOBODY;
   #state: State = { name: 'envelope' };
   /** Set when the message can no longer be delivered; the rest of it is read and dropped. */
@@ -266,6 +266,7 @@ export class Transaction {
     const { fanOut, body } = this.#state;
     if (!this.history.judge(body)) this.#giveUp({ reply: stillDelivering(), result: 'deferred' });
     if (this.#refusal === null) {
+      this.#fallback?.leaveOut(this.history.known);
       const answers = await held.startData(this.history.known);
       // The upstream may have gone meanwhile.
       if (this.state !== 'body') return;
@@ -301,8 +302,10 @@ export class Transaction {
     if (this.#refusal === null && !this.history.isSame())
       this.#giveUp({ reply: notTheSame(), result: 'deferred' });
     if (this.#refusal === null) {
-      this.#due = fanOut.legs.flatMap((leg) => leg.recipients);
-      if (fanOut.legs.length > 1) await this.history.intend(this.#due, body);
+      const asked = fanOut.legs.flatMap((leg) => leg.recipients);
+      const missed = this.#fallback?.missed ?? [];
+      this.#due = missed.length === 0 ? asked : [...asked, ...missed.map(({ recipient }) => recipient)];
+      if (fanOut.legs.length > 1) await this.history.intend(asked, body);
       if (this.#upstreamEnded) this.mayBeGone();
     }
     const teed = this.#refusal === null ? (this.#fallback?.write(this.#last) ?? null) : null;

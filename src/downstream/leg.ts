@@ -162,15 +162,14 @@ export class Leg {
   /**
    * Takes back the recipients that are `done`: the next hop has the message for them. With nobody left the session is
    * only reset; else the others are named anew, and DATA follows.
-   * @returns null when all is well
+   * @returns null when all is well; else what it is for everybody who is left
    */
   async startDataWithout(done: ReadonlySet<Recipient>): Promise<Outcome | null> {
     const { session } = this;
     const left = this.recipients.filter((recipient) => !done.has(recipient));
     if (left.length === this.recipients.length) return await this.startData();
     this.recipients.length = 0;
-    if (session === null || session.lost !== null)
-      return left.length === 0 ? null : this.#lostOutcome('data', false);
+    if (session === null || session.lost !== null) return this.#failedFor(left, null);
     const reset = await session.exchange([{ phase: 'mail', line: 'RSET' }])[0]!;
     const at = this.#deps.now();
     this.#markReply('reset', at, reset);
@@ -180,9 +179,19 @@ export class Leg {
     this.#mail = null;
     for (const recipient of left) {
       const answer = await this.#envelope(session, recipient);
-      if (replyClass(answer) !== 2) return outcomeOf(answer);
+      if (replyClass(answer) !== 2) return this.#failedFor(left, answer);
     }
     return await this.startData();
+  }
+
+  /** They stay the leg's: somebody has to answer for them. @param said to one of them; null: the session is lost */
+  #failedFor(left: readonly Recipient[], said: Reply | null): Outcome | null {
+    if (left.length === 0) return null;
+    this.recipients.splice(0, this.recipients.length, ...left);
+    // The refusal of one recipient is not that of the others.
+    const isOfOne = left.length > 1 && this.#senderRefused === null;
+    if (said === null || (isOfOne && replyClass(said) === 5)) return this.#lostOutcome('data', false);
+    return outcomeOf(said);
   }
 
   /** DATA at the next hop. Null when it answered 354 and waits for the body. */

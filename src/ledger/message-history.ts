@@ -3,7 +3,7 @@
 //   RCPT     asks(): whether anything is known of this sender and recipient (almost never);
 //   header   judge(): which recipients' fate is known, for it is the same message again;
 //   the end  isSame(): whether the body is the same, too. Only then is anything suppressed;
-//   dots     intend(): with a journal and several legs, that the outcome is open; settled(): each as it becomes known;
+//   dots     intend(): with a journal and several legs, that the outcome is open; settled(): who has it, as that becomes known;
 //   verdict  told(): what the upstream is about to be told; then confirmed(), since a later command shows that it knows,
 //            or vanished(): it may not.
 //
@@ -102,9 +102,11 @@ export class MessageHistory {
     await Promise.all(recipients.map((recipient) => this.#put(recipient, { kind: 'pending' })));
   }
 
-  /** After intend(), as each outcome comes in. */
+  /** After intend(), as each outcome comes in. For whoever misses it all is open until told(): the queue may take it. */
   settled(outcomes: readonly RecipientOutcome[]): void {
-    if (this.#durable) this.#settling = Promise.all([this.#settling, this.#putAll(outcomes)]);
+    if (!this.#durable) return;
+    const delivered = outcomes.filter(({ outcome }) => outcome?.kind === 'accepted');
+    this.#settling = Promise.all([this.#settling, this.#putAll(delivered)]);
   }
 
   /** After intend() or pend(): the dots have not gone out after all. */

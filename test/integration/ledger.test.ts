@@ -330,7 +330,7 @@ describe.each(['fast-path', 'spool'] as const)('mode %s', (mode) => {
   it('delivers nothing again of what an upstream that vanished had delivered', async () => {
     const slowly = { act: 'delay', ms: 300, next: '250 2.0.0 ok' } as const;
     const refusing = later(1);
-    const directory = await startWithSpool([{ script: { dot: slowly } }, refusing]);
+    const directory = await startWithSpool([{ script: { dot: slowly } }, refusing], { ackTimeout: '2s' });
     const client = await proxy.client();
     await client.envelope(SENDER, TWO);
     client.write(`${MESSAGE}.\r\n`);

@@ -57,6 +57,7 @@ class Switch {
 
 /** The first time `act`, then as it should be. */
 const once = (act: Act) => (_: string, nth: number) => (nth === 0 ? act : null);
+const atSecond = (act: Act) => (_: string, nth: number) => (nth === 1 ? act : null);
 
 async function untilQueueEmpty(proxy: TestProxy, directory: string): Promise<void> {
   await until(async () => (await proxy.metric('cutthrough_queue_messages')) === 0);
@@ -489,4 +490,105 @@ it('has the upstream send again what it went away from, and then reaches who was
   expect(await again.send('s@src.example', BOTH, message)).toMatch(/^250/);
   await until(() => sinks[1]!.messages.length === 1);
   expect(sinks[0]!.messages).toHaveLength(1);
+});
+
+it('queues nothing again for whom an earlier try was queued, while the next hop is still out of reach', async () => {
+  const b = new Switch();
+  const { proxy, directory, sinks } = await start([{}, b.options], {
+    fallback: 'spool',
+    retrySchedule: '300ms',
+  });
+  const message = `Message-ID: <1@src.example>\r\n${SMALL}`;
+  for (const _ of ['the first try', 'the retry']) {
+    const client = await proxy.client();
+    expect(await client.send('s@src.example', BOTH, message)).toMatch(/^250/);
+    // It may not have read that.
+    client.reset();
+    await until(async () => (await proxy.metric('cutthrough_ledger_entries')) === 2);
+  }
+  expect(await proxy.metric('cutthrough_queue_messages')).toBe(1);
+  b.up = true;
+  await untilQueueEmpty(proxy, directory);
+  expect(sinks.map(({ messages }) => messages.length)).toEqual([1, 1]);
+});
+
+it('has a retry wait for what an upstream that may be gone gets queued', async () => {
+  const b = new Switch();
+  const script = {
+    dot: once({ act: 'delay', ms: 600, next: '250 2.0.0 ok' }),
+    rcpt: atSecond('451 4.2.0 busy'),
+  };
+  const options = { fallback: 'spool', ackTimeout: '3s' } as const;
+  const { proxy, directory, sinks } = await start([{ script }, b.options], options);
+  const message = `Message-ID: <1@src.example>\r\n${SMALL}`;
+  const again = await proxy.client();
+  const client = await proxy.client();
+  expect(await begin(client)).toMatch(/^354/);
+  client.socket.end(`${message}.\r\n`);
+  await until(() => sinks[0]!.sessions[0]?.sawDot ?? false);
+  b.up = true;
+  expect(await again.send('s@src.example', BOTH, message)).toMatch(/^451 4\.4\.5/);
+  expect(await client.reply()).toMatch(/^250 2\.0\.0 queued/);
+  await untilQueueEmpty(proxy, directory);
+  expect(await again.send('s@src.example', BOTH, message)).toMatch(/^250/);
+  expect(sinks.map(({ messages }) => messages.length)).toEqual([1, 1]);
+});
+
+it('has it wait also for whom the next hop puts off meanwhile, where the ledger is kept on disk', async () => {
+  const script = {
+    dot: once({ act: 'delay', ms: 600, next: '250 2.0.0 ok' }),
+    rcpt: atSecond('451 4.2.0 busy'),
+  };
+  const ledgerDir = await mkdtemp(join(tmpdir(), 'cutthrough-ledger-'));
+  closers.push(() => rm(ledgerDir, { recursive: true }));
+  const options = { fallback: 'spool', ackTimeout: '3s', ledgerDir } as const;
+  const busy = { script: { dot: once('451 4.2.0 busy') } };
+  const { proxy, directory, sinks } = await start([{}, busy, { script }], options);
+  const recipients = [...BOTH, 'w@c.example'];
+  const message = `Message-ID: <1@src.example>\r\n${SMALL}`;
+  const again = await proxy.client();
+  const client = await proxy.client();
+  expect(await client.envelope('s@src.example', recipients)).toMatch(/^354/);
+  client.socket.end(`${message}.\r\n`);
+  await until(() => sinks.every(({ sessions }) => sessions[0]?.sawDot));
+  expect(await again.send('s@src.example', recipients, message)).toMatch(/^451 4\.4\.5/);
+  expect(await client.reply()).toMatch(/^250 2\.0\.0 queued/);
+  await untilQueueEmpty(proxy, directory);
+  expect(await again.send('s@src.example', recipients, message)).toMatch(/^250/);
+  expect(sinks.map(({ messages }) => messages.length)).toEqual([1, 1, 1]);
+});
+
+describe('of several at a next hop one has the message, and at the retry', () => {
+  it.each([
+    ['the other is put off', ['u@a.example', 'v@a.example'], '451 4.2.0 busy'],
+    ['the other is lost', ['u@a.example', 'v@a.example'], { act: 'rst' } as const],
+    ['one is put off', ['u@a.example', 'v@a.example', 'w@a.example'], '451 4.2.0 busy'],
+    ['one is lost', ['u@a.example', 'v@a.example', 'w@a.example'], { act: 'rst' } as const],
+    ['one is refused', ['u@a.example', 'v@a.example', 'w@a.example'], '550 5.1.1 unknown'],
+  ])('%s: all have it in the end', async (_, recipients, act) => {
+    const taken: string[] = [];
+    const last = recipients.length - 1;
+    const script: SinkOptions['script'] = {
+      // The first try: u has it, the others have not.
+      dot: (line, nth) => {
+        if (nth === 0 || nth > last) taken.push(line);
+        if (nth === last) return { act: 'delay', ms: 100, next: '451 4.2.0 busy' };
+        return nth === 0 || nth > last ? null : '451 4.2.0 busy';
+      },
+      // At the retry each is named, and then all but u are named anew.
+      rcpt: (_line, nth) => (nth === 3 * recipients.length - 2 ? act : null),
+    };
+    const { proxy, directory, sinks } = await start([{ lmtp: true, script }], { fallback: 'spool' });
+    const message = `Message-ID: <1@src.example>\r\n${SMALL}`;
+    const client = await proxy.client();
+    expect(await client.envelope('s@src.example', recipients)).toMatch(/^354/);
+    client.write(`${message}.\r\n`);
+    await until(() => sinks[0]!.sessions[0]?.sawDot ?? false);
+    client.reset();
+    await until(() => proxy.transactions().length === 1);
+    const again = await proxy.client();
+    expect(await again.send('s@src.example', recipients, message)).toMatch(/^250/);
+    await untilQueueEmpty(proxy, directory);
+    expect(taken.map((line) => /<(.*)>/.exec(line)?.[1]).sort()).toEqual(recipients);
+  });
 });

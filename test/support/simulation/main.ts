@@ -1,26 +1,33 @@
 // Thousands of transactions over one to five next hops, with failures in every phase and on both sides, against the model.
 // SIMULATION_SEED repeats what was drawn; what happens at the same time as what is the machine's affair.
-import { mkdtemp, rm } from 'node:fs/promises';
+import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as sleep } from 'node:timers/promises';
 import pino from 'pino';
 import { createProxyFromConfig, type Proxy as RunningProxy } from '../../../src/app.ts';
-import { configOf, portOf, until } from '../proxy.ts';
-import { Sink } from '../sink.ts';
+import { configOf, until } from '../proxy.ts';
 import { Chance } from './chance.ts';
-import { type Message, Model, type Policy } from './model.ts';
+import { type Message, Model, type Policy, SENDERS, spoolsForAll } from './model.ts';
 import { NextHop } from './next-hop.ts';
 import { patience, Upstream } from './upstream.ts';
 
 const DOMAINS = ['a', 'b', 'c', 'd', 'e'].map((name) => `${name}.example`);
 const SESSIONS = 24;
+const LMTP_SESSIONS = 6;
 /** Of the messages: followed by another one with the same envelope, each of them tried in turn. */
 const TWINS = 0.15;
+/** Of the messages. */
+const NULL_REVERSE_PATHS = 0.05;
+/** Before so many of the messages somebody switches the fast path, mostly on: while it is off, the spool comes first. */
+const SWITCHES = 0.05;
 /** Long enough for a machine that is busy; only a stall waits for it. */
 const ACK_TIMEOUT = '2s';
 
 export type Report = Readonly<{
   seed: number;
+  /** Drawn, too. */
+  ledger: 'in memory' | 'on disk';
   transactions: number;
   messages: number;
   duplicates: number;
@@ -29,12 +36,16 @@ export type Report = Readonly<{
   violations: readonly string[];
 }>;
 
-/** Those that the configuration allows. */
+const PLAIN = { mode: 'cut-through', fallback: 'none', mixed: 'fail', dots: 'together' } as const;
 export const POLICIES: readonly Policy[] = [
-  { mixed: 'fail', dots: 'together' },
-  { mixed: 'fail', dots: 'ordered' },
-  { mixed: 'split', dots: 'together' },
-  { mixed: 'spool', dots: 'together' },
+  PLAIN,
+  { ...PLAIN, dots: 'ordered' },
+  { ...PLAIN, mixed: 'split' },
+  { ...PLAIN, mixed: 'spool' },
+  { ...PLAIN, fallback: 'spool' },
+  { ...PLAIN, fallback: 'fast-path' },
+  { ...PLAIN, mode: 'spool' },
+  { ...PLAIN, mode: 'fast-path' },
 ];
 
 export const SEED = Number(process.env.SIMULATION_SEED || Math.floor(Math.random() * 2 ** 31));
@@ -44,14 +55,17 @@ export async function simulate(policy: Policy, transactions: number, seed = SEED
   const hops: NextHop[] = [];
   for (const [nth, domain] of DOMAINS.entries())
     hops.push(await NextHop.start(domain, model, new Chance(seed, -2 - nth), nth === DOMAINS.length - 1));
-  const bounces = await Sink.start();
-  const spoolDir = await mkdtemp(join(tmpdir(), 'cutthrough-simulation-'));
-  const route = [...hops.map(({ url }, nth) => `${DOMAINS[nth]}=${url}`), `src.example=${bounces.url}`];
-  const options = { ...policy, route, spoolDir, ackTimeout: ACK_TIMEOUT, ...PATIENT };
+  const senders = await NextHop.start(SENDERS, model, new Chance(seed, -2 - DOMAINS.length), false);
+  const directory = await mkdtemp(join(tmpdir(), 'cutthrough-simulation-'));
+  const spoolDir = join(directory, 'spool');
+  const ledgerDir = new Chance(seed, -1).is(0.5) ? join(directory, 'ledger') : undefined;
+  const route = [...hops.map(({ url }, nth) => `${DOMAINS[nth]}=${url}`), `${SENDERS}=${senders.url}`];
+  const options = { ...policy, route, spoolDir, ledgerDir, ackTimeout: ACK_TIMEOUT, ...PATIENT };
   const proxy = await createProxyFromConfig(configOf(options), pino({ level: 'silent' }));
+  const [smtp, lmtp] = proxy.addresses.listen as [string, string];
   const upstreams = Array.from(
     { length: SESSIONS },
-    () => new Upstream(portOf(proxy.addresses.listen[0]!), model),
+    (_, at) => new Upstream(at < LMTP_SESSIONS ? lmtp : smtp, model),
   );
   const done: { message: Message; final: ReadonlyMap<string, string> }[] = [];
   const attempts = () => upstreams.reduce((sum, each) => sum + each.attempts, 0);
@@ -61,35 +75,41 @@ export async function simulate(policy: Policy, transactions: number, seed = SEED
       const chance = new Chance(seed, nth);
       const messages = messagesOf(nth++, chance);
       for (const message of messages) model.add(message);
+      if (spoolsForAll(policy) && chance.is(SWITCHES)) await switchFastPath(proxy, chance.is(0.7));
       model.plan(messages[0]!, chance);
       for (const each of await deliver(upstream, messages, chance)) done.push(each);
     }
     upstream.close();
   };
   await Promise.all(upstreams.map(work));
-  if (policy.mixed === 'spool')
-    await until(async () => (await metric(proxy, 'queue_messages')) === 0, 20_000);
-  const bounced = new Set(bounces.messages.flatMap(({ body }) => recipientsNamed(body.toString())));
+  for (const name of ['transactions_active', 'queue_messages', 'buffered_bytes']) {
+    // To ask is dear.
+    await until(() => sleep(50).then(async () => (await metric(proxy, name)) === 0), 60_000);
+  }
   for (const { message, final } of done)
-    for (const [recipient, reply] of final) model.final(message, recipient, reply, bounced);
+    for (const [recipient, reply] of final) model.final(message, recipient, reply);
   const { violations, duplicates } = model;
-  const report: Report = {
+  const report: Omit<Report, 'violations'> = {
     seed,
+    ledger: ledgerDir === undefined ? 'in memory' : 'on disk',
     transactions: attempts(),
     messages: done.length,
     duplicates,
     suppressed: await metric(proxy, 'duplicates_suppressed_total'),
     results: await results(proxy),
-    violations,
   };
   await proxy.close({ drainTimeoutMs: 200 });
-  for (const hop of hops) hop.close();
-  await bounces.close();
-  await rm(spoolDir, { recursive: true });
-  return report;
+  const left = (await readdir(directory, { recursive: true })).filter((name) =>
+    /\.(eml|json|tmp)$/.test(name),
+  );
+  if (left.length > 0) violations.push(`left in the spool: ${left.join(' ')}`);
+  for (const hop of [...hops, senders]) hop.close();
+  await rm(directory, { recursive: true });
+  return { ...report, violations };
 }
 
 const PATIENT = {
+  listen: ['smtp://127.0.0.1:0', 'lmtp://127.0.0.1:0'],
   commandTimeout: '2s',
   dataTimeout: '2s',
   greetingTimeout: '2s',
@@ -98,6 +118,10 @@ const PATIENT = {
   idleTimeout: '60s',
   connectBackoff: '2ms',
   retrySchedule: '50ms',
+  disableFastPathWhen: 'manual',
+  // Some deliveries outlast it, and some messages don't fit.
+  ackDeadline: '25ms',
+  memoryThreshold: '2KiB',
   traceBuffer: 0,
 };
 
@@ -106,9 +130,9 @@ function messagesOf(nth: number, chance: Chance): Message[] {
   const recipients = DOMAINS.slice(0, 1 + chance.below(DOMAINS.length)).flatMap((_, at) => {
     const domain = DOMAINS[(nth + at) % DOMAINS.length]!;
     const one = `r${nth}@${domain}`;
-    return chance.is(0.2) ? [one, `s${nth}@${domain}`] : [one];
+    return chance.is(0.3) ? [one, `s${nth}@${domain}`] : [one];
   });
-  const sender = `m${nth}@src.example`;
+  const sender = chance.is(NULL_REVERSE_PATHS) ? '' : `m${nth}@${SENDERS}`;
   return (chance.is(TWINS) ? ['', 't'] : ['']).map((twin) => {
     const id = `${nth}${twin}`;
     const lines = chance.is(0.03) ? 2_000 : chance.below(20);
@@ -134,8 +158,9 @@ async function deliver(upstream: Upstream, messages: readonly Message[], chance:
   return done;
 }
 
-function recipientsNamed(notification: string): string[] {
-  return [...notification.matchAll(/^Final-Recipient: rfc822; ?(\S+)/gim)].map(([, address]) => address!);
+async function switchFastPath(proxy: RunningProxy, enabled: boolean): Promise<void> {
+  const body = JSON.stringify({ enabled });
+  await fetch(`http://${proxy.addresses.http}/fast-path`, { method: 'POST', body });
 }
 
 async function metric(proxy: RunningProxy, name: string): Promise<number> {

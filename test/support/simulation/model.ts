@@ -2,16 +2,19 @@
 // upstream, of what it has sent and read. Each thing that happens is judged at once:
 //   - a next hop takes whole messages only, of which the upstream has sent the end, and for whom it has accepted;
 //   - it gets no copy for a recipient for whom it has said 2xx: a second copy is unavoidable, and so allowed, only where
-//     the first was taken and nobody was told;
-//   - what the upstream is told is true: 2xx: each recipient's next hop has said 2xx (or the queue will see to it); 4xx: not all have;
-//     5xx: nothing is in doubt.
+//     the first was taken and nobody was told. Who sends it again, the upstream or the queue, makes no difference;
+//   - what the upstream is told is true: 2xx: each recipient's next hop has said 2xx, or the reply says that it is queued;
+//     4xx: not all have; 5xx: nothing is in doubt;
+//   - what is queued reaches each recipient in the end, or its sender gets one notification of a refusal. There is none
+//     for the null reverse-path, for who has the message, and for whom the upstream was told of the refusal. A second one is
+//     allowed as a second copy is.
 import type { Chance } from './chance.ts';
 
 export type Fault = Readonly<{
   phase: 'mail' | 'rcpt' | 'data' | 'body' | 'dot';
   /** A code, or what else is done. With "take" the message is taken, and nobody is told. */
   act: string;
-  /** With LMTP, whose reply: the one of this recipient, counted round. */
+  /** Which recipient's RCPT: from 2 on the first, the second, else each. With LMTP, whose reply to the dot, counted round. */
   nth: number;
   /** Before the answer to the dot. */
   delayMs: number;
@@ -31,10 +34,24 @@ const MOST_FAULTS = 3;
 const DELAYED = 0.3;
 const MOST_DELAY_MS = 30;
 
-export type Policy = Readonly<{ mixed: 'fail' | 'split' | 'spool'; dots: 'together' | 'ordered' }>;
+export type Policy = Readonly<{
+  mode: 'cut-through' | 'fast-path' | 'spool';
+  fallback: 'none' | 'fast-path' | 'spool';
+  mixed: 'fail' | 'split' | 'spool';
+  dots: 'together' | 'ordered';
+}>;
+
+/** Whatever is not delivered at once is the queue's. */
+export function spoolsForAll({ mode, fallback }: Policy): boolean {
+  return mode !== 'cut-through' || fallback !== 'none';
+}
+
+/** Where the senders are, and notifications go. */
+export const SENDERS = 'src.example';
 
 export type Message = Readonly<{
   id: string;
+  /** Empty: the null reverse-path. */
   sender: string;
   recipients: readonly string[];
   /** Wire form, without the final dot. */
@@ -49,9 +66,20 @@ type Copy = {
   untold: number;
   refused: boolean;
   refusedData: boolean;
+  /** Attempts that the upstream has ended, and that it knows of no failure of: the proxy may have promised it. */
+  open: number;
+  /** Of notifications, those that the sender's next hop has said to have. */
+  notified: number;
 };
 
-const NOTHING_YET: Copy = { told: 0, untold: 0, refused: false, refusedData: false };
+const NOTHING_YET: Copy = {
+  told: 0,
+  untold: 0,
+  refused: false,
+  refusedData: false,
+  open: 0,
+  notified: 0,
+};
 
 type Known = {
   readonly message: Message;
@@ -68,8 +96,8 @@ export class Model {
   duplicates = 0;
   readonly #policy: Policy;
   readonly #messages = new Map<string, Known>();
-  readonly #bySender = new Map<string, Known[]>();
-  /** By sender and domain: what goes wrong at the visits to come. */
+  readonly #byEnvelope = new Map<string, Known[]>();
+  /** By envelope and domain: what goes wrong at the visits to come. */
   readonly #faults = new Map<string, Fault[]>();
 
   constructor(policy: Policy) {
@@ -80,16 +108,22 @@ export class Model {
     const copies = new Map(message.recipients.map((to) => [to, { ...NOTHING_YET }]));
     const known: Known = { message, copies, complete: false, story: [] };
     this.#messages.set(message.id, known);
-    this.#bySender.set(message.sender, [...(this.#bySender.get(message.sender) ?? []), known]);
+    const envelope = envelopeOf(message.recipients[0]!);
+    this.#byEnvelope.set(envelope, [...(this.#byEnvelope.get(envelope) ?? []), known]);
   }
 
-  /** Up to three faults at each of the next hops of its recipients; then all is well. */
-  plan({ sender, recipients }: Message, chance: Chance): void {
-    for (const domain of new Set(recipients.map(domainOf))) {
+  /**
+   * Up to three faults at each of the next hops of its recipients, and at its sender's; then all is well. A notification that
+   * is refused has nobody left to tell.
+   */
+  plan({ recipients }: Message, chance: Chance): void {
+    const envelope = envelopeOf(recipients[0]!);
+    for (const domain of new Set([...recipients.map(domainOf), SENDERS])) {
       const faults = Array.from({ length: chance.below(MOST_FAULTS + 1) }, (): Fault => {
         const phase = chance.of(PHASES);
         const stalls = phase === 'dot' && chance.is(STALLS);
-        const act = stalls ? chance.of(['stall', 'take stall']) : chance.of(FAULTS[phase]);
+        const acts = FAULTS[phase].filter((act) => domain !== SENDERS || !act.startsWith('5'));
+        const act = stalls ? chance.of(['stall', 'take stall']) : chance.of(acts);
         return {
           phase,
           act,
@@ -97,13 +131,13 @@ export class Model {
           delayMs: chance.is(DELAYED) ? chance.below(MOST_DELAY_MS) : 0,
         };
       });
-      this.#faults.set(`${sender} ${domain}`, faults);
+      this.#faults.set(`${envelope} ${domain}`, faults);
     }
   }
 
-  /** A next hop's MAIL command: what will go wrong this time. */
-  visit(sender: string, domain: string): Fault | null {
-    return this.#faults.get(`${sender} ${domain}`)?.shift() ?? null;
+  /** A transaction at a next hop begins: what will go wrong this time. */
+  visit(envelope: string, domain: string): Fault | null {
+    return this.#faults.get(`${envelope} ${domain}`)?.shift() ?? null;
   }
 
   /** The upstream begins. */
@@ -112,12 +146,15 @@ export class Model {
   }
 
   /** The upstream is about to send the final dot. */
-  completes({ id }: Message): void {
-    this.#messages.get(id)!.complete = true;
+  completes({ id }: Message, accepted: readonly string[]): void {
+    const known = this.#messages.get(id)!;
+    known.complete = true;
+    for (const recipient of accepted) known.copies.get(recipient)!.open++;
   }
 
   /** A next hop has taken a message. */
   taken(wire: Buffer, recipient: string, told: boolean): void {
+    if (domainOf(recipient) === SENDERS) return this.#notification(wire.toString('latin1'), recipient, told);
     const id = /^Message-ID: (\S+)\r\n/m.exec(wire.toString('latin1', 0, 2_000))?.[1] ?? '';
     const known = this.#messages.get(id);
     const copy = known?.copies.get(recipient);
@@ -136,12 +173,32 @@ export class Model {
     else copy.untold++;
   }
 
+  #notification(text: string, sender: string, told: boolean): void {
+    const id = /^Message-ID: (\d+t?)\r$/m.exec(text)?.[1] ?? '';
+    const known = this.#messages.get(id);
+    if (known === undefined || known.message.sender !== sender) {
+      this.violations.push(`<${sender}> got a notification about "${id}", which isn't its own`);
+      return;
+    }
+    for (const [, recipient] of text.matchAll(/^Final-Recipient: rfc822; ?(\S+)\r$/gm)) {
+      known.story.push(`notified of ${recipient}${told ? '' : ', and told nobody'}`);
+      const copy = known.copies.get(recipient!);
+      if (copy === undefined) {
+        this.#violated(known, `notified of <${recipient}>`);
+        continue;
+      }
+      if (!copy.refused) this.#violated(known, `notified of <${recipient}>, which was not refused`);
+      if (copy.notified > 0) this.#violated(known, `notified of <${recipient}> twice`);
+      if (told) copy.notified++;
+    }
+  }
+
   /** A next hop has said 5xx. @param recipients null: to the sender, so for all of the domain */
   refused(
-    at: Readonly<{ phase: string; sender: string; domain: string }>,
+    at: Readonly<{ phase: string; envelope: string; domain: string }>,
     recipients: readonly string[] | null,
   ): void {
-    for (const { message, copies, story } of this.#bySender.get(at.sender) ?? []) {
+    for (const { message, copies, story } of this.#byEnvelope.get(at.envelope) ?? []) {
       const whom = recipients ?? message.recipients.filter((each) => domainOf(each) === at.domain);
       story.push(`${whom.join(' ')} refused (${at.phase})`);
       for (const recipient of whom) {
@@ -151,38 +208,75 @@ export class Model {
     }
   }
 
-  /** The upstream has read the reply to its final dot. */
-  answered({ id }: Message, accepted: readonly string[], reply: string): void {
+  /** The upstream has read the reply to its final dot. @param whom it is for, with LMTP one of those accepted */
+  answered({ id }: Message, accepted: readonly string[], reply: string, whom: readonly string[]): void {
     const known = this.#messages.get(id)!;
-    known.story.push(`"${reply}" for ${accepted.join(' ')}`);
+    known.story.push(`"${reply}" for ${whom.join(' ')}`);
     const all = accepted.map((recipient) => known.copies.get(recipient)!);
+    const its = whom.map((recipient) => known.copies.get(recipient)!);
+    if (!reply.startsWith('2')) for (const copy of its) copy.open--;
+    if (!/^[245]\d\d /.test(reply)) this.#violated(known, 'that is no answer');
+    else if (spoolsForAll(this.#policy)) this.#answeredWithSpool(known, its, reply);
+    else this.#answeredWithout(known, all, its, reply);
+  }
+
+  /** Whatever is in doubt is the queue's. */
+  #answeredWithSpool(known: Known, its: readonly Copy[], reply: string): void {
+    // An earlier attempt may have been promised, and then it is the queue's by now.
+    const cared = its.every(({ told, open }) => told > 0 || open > 1);
+    if (reply.startsWith('2') && !cared && !isQueued(reply)) this.#violated(known, 'nobody sees to it');
+    // 4.4.5: whoever sends it again while it is still being delivered has to wait.
+    if (reply.startsWith('4') && !reply.includes('4.4.5')) this.#violated(known, 'it could have been queued');
+    if (reply.startsWith('5') && !its.every(({ told, refused }) => told === 0 && refused))
+      this.#violated(known, 'not all have refused it');
+  }
+
+  /** What goes wrong before the dots is told to each alike. */
+  #answeredWithout(known: Known, all: readonly Copy[], its: readonly Copy[], reply: string): void {
     const have = all.every(({ told }) => told > 0);
     const nobody = all.every(({ told }) => told === 0);
-    const queued = this.#policy.mixed === 'spool';
+    const cared = its.every(({ told, open }) => told > 0 || (this.#spools && open > 1));
     // A refusal of DATA is that of all, also when it comes late, since the header was waited for; and with ordered dots so is
     // the first one while nobody has the message.
     const first = this.#policy.dots === 'ordered' && nobody && all.some(({ refused }) => refused);
     const shared = first || all.some(({ refusedData }) => refusedData);
-    if (reply.startsWith('2') && !have && !queued) this.#violated(known, 'not all have it');
-    // 4.4.5: whoever sends it again while it is still being delivered has to wait.
+    if (reply.startsWith('2') && !cared && !(this.#spools && isQueued(reply)))
+      this.#violated(known, 'not all have it');
+    // As above.
     if (reply.startsWith('4') && have && !reply.includes('4.4.5')) this.#violated(known, 'all have it');
-    if (reply.startsWith('5') && !shared && !all.every(({ told, refused }) => told > 0 || refused))
+    if (reply.startsWith('5') && !shared && !its.every(({ told, refused }) => told > 0 || refused))
       this.#violated(known, 'something is in doubt');
-    if (!/^[245]\d\d /.test(reply)) this.#violated(known, 'that is no answer');
   }
 
-  /** In the end. @param bounced recipients that a notification names */
-  final({ id }: Message, recipient: string, reply: string, bounced: ReadonlySet<string>): void {
+  /** Some of the mail is the queue's. */
+  get #spools(): boolean {
+    return spoolsForAll(this.#policy) || this.#policy.mixed === 'spool';
+  }
+
+  /** In the end, when the queue is empty. */
+  final({ id, sender }: Message, recipient: string, reply: string): void {
     const known = this.#messages.get(id)!;
-    const { told, refused } = known.copies.get(recipient)!;
-    const notified = refused && bounced.has(recipient);
-    if (reply.startsWith('2') && told === 0 && !notified)
+    const { told, refused, notified, open } = known.copies.get(recipient)!;
+    const isDone = told > 0 || (this.#spools && refused && (notified > 0 || sender === ''));
+    if (reply.startsWith('2') && !isDone)
       this.#violated(known, `<${recipient}> was promised it by "${reply}"`);
+    if (told > 0 && notified > 0) this.#violated(known, `notified of <${recipient}>, which has it`);
+    if (reply.startsWith('5') && open === 0 && notified > 0)
+      this.#violated(known, `notified of <${recipient}>, although told of its refusal`);
   }
 
   #violated({ message, story }: Known, what: string): void {
     this.violations.push(`${message.id}: ${what}\n  ${story.join('\n  ')}`);
   }
+}
+
+function isQueued(reply: string): boolean {
+  return reply.includes('queued as');
+}
+
+/** The number that a message has in common with its twin stands in each address of theirs. */
+export function envelopeOf(address: string): string {
+  return /\d+/.exec(address)?.[0] ?? '';
 }
 
 function domainOf(address: string): string {

@@ -3,7 +3,7 @@
 import { once } from 'node:events';
 import net, { type AddressInfo, type Socket } from 'node:net';
 import type { Chance } from './chance.ts';
-import type { Fault, Model } from './model.ts';
+import { envelopeOf, type Fault, type Model } from './model.ts';
 
 const END = Buffer.from('\r\n.\r\n');
 const OFFERS = '250-sink.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-DSN\r\n250 SIZE 100000000\r\n';
@@ -54,7 +54,10 @@ class Session {
   readonly #setting: Setting;
   #input: Buffer = Buffer.alloc(0);
   #state: 'commands' | 'body' | 'waiting' | 'stuck' = 'commands';
-  #sender = '';
+  /** Empty after a null reverse-path, until a recipient tells. */
+  #envelope = '';
+  /** RCPTs so far. */
+  #named = 0;
   #recipients: string[] = [];
   #fault: Fault | null = null;
   /** What was said before the dot. */
@@ -88,31 +91,49 @@ class Session {
       return this.#setting.diesAtEhlo ? this.#die() : void this.#socket.write(OFFERS);
     if (verb === 'QUIT') return void this.#socket.end('221 bye\r\n');
     if (verb === 'MAIL') {
-      this.#sender = path;
+      this.#envelope = envelopeOf(path);
+      this.#named = 0;
       this.#recipients = [];
-      this.#fault = model.visit(path, domain);
+      this.#fault = this.#envelope === '' ? null : model.visit(this.#envelope, domain);
       this.#early = null;
       return this.#answer('mail', '250', path);
     }
     if (verb === 'RSET') this.#recipients = [];
-    if (verb === 'RCPT') return this.#answer('rcpt', '250', path);
+    if (verb === 'RCPT') {
+      if (this.#envelope === '') this.#learn(envelopeOf(path));
+      this.#named++;
+      return this.#answer('rcpt', '250', path);
+    }
     if (verb === 'DATA') return this.#answer('data', '354', path);
     this.#say('250');
+  }
+
+  /** It is too late for a fault at MAIL. */
+  #learn(envelope: string): void {
+    const { model, domain } = this.#setting;
+    const fault = model.visit(envelope, domain);
+    this.#envelope = envelope;
+    this.#fault = fault?.phase === 'mail' ? { ...fault, phase: 'rcpt' } : fault;
   }
 
   /** The planned fault, or all is well. */
   #answer(phase: Fault['phase'], usual: string, path: string): void {
     const { model, domain } = this.#setting;
-    const fault = this.#fault?.phase === phase ? this.#fault.act : usual;
+    const fault = this.#isDue(phase) ? this.#fault!.act : usual;
     if (fault === 'rst') return this.#die();
     this.#say(fault);
     if (fault.startsWith('5')) {
       const whom = phase === 'mail' ? null : phase === 'rcpt' ? [path] : this.#recipients;
-      model.refused({ phase, sender: this.#sender, domain }, whom);
+      model.refused({ phase, envelope: this.#envelope, domain }, whom);
     }
     if (fault === '421') return this.#die('fin');
     if (phase === 'rcpt' && fault === usual) this.#recipients.push(path);
     if (phase === 'data' && fault === usual) this.#state = 'body';
+  }
+
+  #isDue(phase: Fault['phase']): boolean {
+    if (this.#fault?.phase !== phase) return false;
+    return phase !== 'rcpt' || this.#fault.nth < 2 || this.#fault.nth - 1 === this.#named;
   }
 
   #body(): boolean {
@@ -194,7 +215,7 @@ class Session {
 
   #refuse(recipients: readonly string[]): void {
     const { model, domain } = this.#setting;
-    model.refused({ phase: 'dot', sender: this.#sender, domain }, recipients);
+    model.refused({ phase: 'dot', envelope: this.#envelope, domain }, recipients);
   }
 
   #take(wire: Buffer, recipients: readonly string[], told: boolean): void {

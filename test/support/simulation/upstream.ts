@@ -1,7 +1,8 @@
 // An upstream of the simulation: a queue that sends a message again until every recipient is told something final, and that
-// itself disappears now and then, in every phase.
+// itself disappears now and then, in every phase. It speaks SMTP or LMTP.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Client } from '../client.ts';
+import { portOf } from '../proxy.ts';
 import type { Chance } from './chance.ts';
 import type { Message, Model } from './model.ts';
 
@@ -30,11 +31,14 @@ export async function patience(attempts: number): Promise<void> {
 export class Upstream {
   attempts = 0;
   readonly #port: number;
+  /** Each recipient has a reply of its own. */
+  readonly #lmtp: boolean;
   readonly #model: Model;
   #client: Client | null = null;
 
-  constructor(port: number, model: Model) {
-    this.#port = port;
+  constructor(url: string, model: Model) {
+    this.#port = portOf(url);
+    this.#lmtp = url.startsWith('lmtp');
     this.#model = model;
   }
 
@@ -53,7 +57,7 @@ export class Upstream {
   async attempt(message: Message, final: Map<string, string>, chance: Chance): Promise<void> {
     const fault = chance.is(FAULTY) ? chance.of(FAULTS) : null;
     if (this.#client?.closed) this.#client = null;
-    this.#client ??= await Client.hello(this.#port);
+    this.#client ??= this.#lmtp ? await Client.lhlo(this.#port) : await Client.hello(this.#port);
     this.attempts++;
     this.#model.attempted(message, fault);
     const goesOn = await this.#transact(this.#client, message, final, { fault, chance });
@@ -91,7 +95,7 @@ export class Upstream {
       await sleep(chance.below(4));
       if (fault === 'reset in the body') return this.#reset(client);
     }
-    this.#model.completes(message);
+    this.#model.completes(message, accepted);
     const ahead = fault === 'QUIT sent ahead' || fault === 'deaf, with QUIT sent ahead';
     const rest = pauses ? message.wire.subarray(half) : message.wire;
     client.write(Buffer.concat([rest, Buffer.from(ahead ? '.\r\nQUIT\r\n' : '.\r\n')]));
@@ -100,12 +104,13 @@ export class Upstream {
       if (fault.startsWith('reset')) return this.#reset(client);
       return false;
     }
-    const reply = await client.reply();
-    if (reply === 'closed') return false;
-    this.#model.answered(message, accepted, reply);
-    if (fault?.startsWith('deaf')) return false;
-    if (/^[25]/.test(reply)) for (const each of accepted) final.set(each, reply);
-    return !ahead;
+    for (const group of this.#lmtp ? accepted.map((each) => [each]) : [accepted]) {
+      const reply = await client.reply();
+      if (reply === 'closed') return false;
+      this.#model.answered(message, accepted, reply, group);
+      if (/^[25]/.test(reply) && !fault?.startsWith('deaf')) for (const each of group) final.set(each, reply);
+    }
+    return !ahead && !fault?.startsWith('deaf');
   }
 
   /** The recipients that were accepted; null when the session has ended. */
