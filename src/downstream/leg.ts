@@ -154,7 +154,10 @@ export class Leg {
     const refusal = refusalBeforeMail(this.#submission.sender.params, session.capabilities);
     if (refusal !== null) return refusal;
     if (session.capabilities.pipelining) return this.#envelope(session, recipient);
-    const turn = this.#turn.then(() => this.#envelope(session, recipient));
+    // By then the session may be another one.
+    const turn = this.#turn.then(() =>
+      this.#ready === opened ? this.#envelope(session, recipient) : this.addRecipient(recipient),
+    );
     this.#turn = turn;
     return turn;
   }

@@ -98,6 +98,18 @@ describe('a kept session', () => {
     expect(verbs(sinkOf(0))).toEqual([...first, 'MAIL', 'RCPT', 'DATA']);
   });
 
+  it('that is gone at MAIL costs no recipient anything, where the next hop does not pipeline', async () => {
+    const mail = (_: string, nth: number): Act | null => (nth === 1 ? { act: 'fin' } : null);
+    proxy = await startProxy([{ extensions: ['8BITMIME'], script: { mail } }]);
+    const client = await proxy.client();
+    expect(await send(client)).toMatch(/^250/);
+    client.write('MAIL FROM:<s@src.example>\r\nRCPT TO:<u@a.example>\r\nRCPT TO:<v@a.example>\r\nDATA\r\n');
+    for (const code of ['250', '250', '250', '354']) expect((await client.reply()).slice(0, 3)).toBe(code);
+    client.write('Subject: x\r\n\r\nx\r\n.\r\n');
+    expect(await client.reply()).toMatch(/^250/);
+    expect(sinkOf(0).messages.map(({ rcpts }) => rcpts.length)).toEqual([1, 2]);
+  });
+
   it('is dropped where the client goes before the sender is answered for', async () => {
     const mail = (_: string, nth: number): Act | null => (nth === 1 ? { act: 'stall' } : null);
     proxy = await startProxy([{ script: { mail } }], { commandTimeout: '20s' });
