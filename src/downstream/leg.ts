@@ -168,9 +168,16 @@ export class Leg {
    * @returns null when all is well
    */
   async startDataWithout(done: ReadonlySet<Recipient>): Promise<Outcome | null> {
-    const { session } = this;
     const left = this.recipients.filter((recipient) => !done.has(recipient));
     if (left.length === this.recipients.length) return await this.startData();
+    const outcome = await this.#nameAnew(left);
+    // However far that came, what has become of the leg is theirs, too.
+    if (outcome !== null) this.recipients.splice(0, this.recipients.length, ...left);
+    return outcome;
+  }
+
+  async #nameAnew(left: readonly Recipient[]): Promise<Outcome | null> {
+    const { session } = this;
     this.recipients.length = 0;
     if (session === null || session.lost !== null)
       return left.length === 0 ? null : this.#lostOutcome('data', false);
@@ -185,7 +192,10 @@ export class Leg {
     this.#reused = false;
     for (const recipient of left) {
       const answer = await this.#envelope(session, recipient);
-      if (replyClass(answer) !== 2) return outcomeOf(answer);
+      if (replyClass(answer) === 2) continue;
+      // One recipient's refusal is not for those beside it.
+      const isForAll = left.length === 1 || this.#senderRefused !== null;
+      return isForAll || replyClass(answer) === 4 ? outcomeOf(answer) : this.#lostOutcome('rcpt', false);
     }
     return await this.startData();
   }
