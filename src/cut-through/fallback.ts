@@ -46,6 +46,12 @@ export class Fallback {
       this.#missed.push({ recipient, nextHop: leg.nextHop.label, outcome });
   }
 
+  /** Whoever's fate is on record must not get the message again, from the queue neither. */
+  leaveOut(known: ReadonlyMap<Recipient, Outcome>): void {
+    const left = this.#missed.filter(({ recipient }) => !known.has(recipient));
+    this.#missed.splice(0, this.#missed.length, ...left);
+  }
+
   /** At DATA. False: there is no room on the disk for those who are missed already. */
   async findRoom(): Promise<boolean> {
     this.#room = await this.#spooler.hasRoom();

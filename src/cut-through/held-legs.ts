@@ -15,12 +15,14 @@ export class HeldLegs {
     this.legs = legs;
   }
 
-  /** Takes those out of `legs` that are to be held back; null: none is. */
+  /**
+   * Takes those out of `legs` that are to be held back; null: nobody of this message is on record. There may be none,
+   * where the next hops of those who are can't be reached, and the fallback is what must wait.
+   */
   static outOf(legs: Leg[], history: MessageHistory): HeldLegs | null {
     if (!history.hasSuspects) return null;
     const isHeld = (leg: Leg) => leg.recipients.some((recipient) => history.isSuspect(recipient));
     const held = legs.filter(isHeld);
-    if (held.length === 0) return null;
     legs.splice(0, legs.length, ...legs.filter((leg) => !isHeld(leg)));
     return new HeldLegs(held);
   }

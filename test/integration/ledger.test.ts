@@ -436,6 +436,32 @@ it.each<[string, NonNullable<SinkOptions['script']>]>([
   expect(rcpts().toSorted()).toEqual(['u', 'v', 'w'].map((name) => `RCPT TO:<${name}@a.example>`));
 });
 
+it('with a fallback, nobody gets a second copy from the queue where the next hop is down at the retry', async () => {
+  const spoolDir = await mkdtemp(join(tmpdir(), 'cutthrough-ledger-'));
+  onTestFinished(() => rm(spoolDir, { recursive: true, force: true }));
+  let down = false;
+  const script = { greeting: () => (down ? '421 4.3.2 not now' : null) };
+  const options = { fallback: 'spool', spoolDir, retrySchedule: '50ms', connectRetries: 0 } as const;
+  proxy = await startProxy([{ script }, {}], { ...options, sessionIdleTimeout: '0s' });
+  const client = await proxy.client();
+  expect(await client.send(SENDER, TWO, MESSAGE)).toMatch(/^250/);
+  client.destroy();
+  await until(async () => (await entries()) === 2);
+  down = true;
+  const again = await proxy.client();
+  expect(await again.send(SENDER, ['u@a.example'], MESSAGE)).toBe('250 2.0.0 message delivered');
+  again.destroy();
+  expect(await proxy.metric('cutthrough_queue_messages')).toBe(0);
+  expect(await send([...TWO, 'new@a.example'])).toMatch(/^250 2\.0\.0 queued/);
+  down = false;
+  await until(async () => (await proxy.metric('cutthrough_queue_messages')) === 0);
+  expect(proxy.sinks[0]!.messages.map(({ rcpts }) => rcpts)).toEqual([
+    ['RCPT TO:<u@a.example>'],
+    ['RCPT TO:<new@a.example>'],
+  ]);
+  expect(copies()).toEqual([2, 1]);
+});
+
 it('an upstream that goes while its new recipients are named anew leaves nothing running', async () => {
   // Of the retry: the first MAIL is for both, the second for the new one alone.
   const mail = (_line: string, nth: number): Act | null => (nth === 2 ? { act: 'stall' } : null);
