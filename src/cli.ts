@@ -54,7 +54,8 @@ type Usage = Readonly<{ flags: Readonly<Record<string, unknown>>; wrong: boolean
 
 /** The flags as given, the unknown ones included: `parseConfig` names the nearest known one for each. */
 function usageOf(command: Command, operands: number): Usage {
-  const flags = command.opts<Record<string, unknown>>();
+  // A copy: opts() is what the command still reads its own flags from.
+  const flags = { ...command.opts<Record<string, unknown>>() };
   for (const name of OWN_FLAGS) delete flags[name];
   const leftOver = command.args.filter((word) => /^-./.test(word) && word !== '--');
   const extra = command.args.slice(operands);

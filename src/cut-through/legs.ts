@@ -21,8 +21,8 @@ export class Legs {
   readonly #byHop = new Map<string, Leg>();
   /** --mixed split, where one reply couldn't tell the truth for another next hop. */
   readonly #splits: boolean;
-  /** Key of the next hop of the first recipient that has one. */
-  #firstHop: string | null = null;
+  /** --mixed split: those who came last and share a next hop; since when they may be asked about, and all were answered. */
+  #run: Readonly<{ key: string; begun: Promise<unknown>; answered: Promise<unknown> }> | null = null;
   /** Settles when the last recipient was routed. */
   #routed: Promise<unknown> | null = null;
   #released = false;
@@ -62,9 +62,27 @@ export class Legs {
     if (found === null) return dnsTemporary();
     if (found.kind !== 'next-hop') return refusalOfRoute(found);
     record.nextHop = found.nextHop.label;
-    this.#firstHop ??= found.nextHop.key;
-    if (this.#splits && found.nextHop.key !== this.#firstHop) return otherNextHop();
+    if (this.#splits) return this.#askAfterOthers(found.nextHop, recipient, asking);
     return asking.askLeg(this.#legFor(found.nextHop), recipient);
+  }
+
+  /**
+   * --mixed split: the next hop that is the first to take somebody is the transaction's. One that takes nobody would
+   * else put the others off for as long as it fails. So those at another next hop wait for what is said before them.
+   */
+  #askAfterOthers(nextHop: NextHop, recipient: Recipient, asking: Asking): Promise<Reply> {
+    const { key } = nextHop;
+    const last = this.#run;
+    const begun = (last?.key === key ? last.begun : last?.answered) ?? Promise.resolve();
+    const answer = asking.for(begun.then(() => true)).then((inTime) => {
+      if (this.#released) return transactionAborted();
+      const isTheirs = (this.#byHop.get(key)?.recipients.length ?? 0) > 0;
+      if (inTime === null || (this.inUse > 0 && !isTheirs)) return otherNextHop();
+      return asking.askLeg(this.#legFor(nextHop), recipient);
+    });
+    const answered = last?.key === key ? Promise.all([last.answered, answer]) : answer;
+    this.#run = { key, begun, answered };
+    return answer;
   }
 
   #legFor(nextHop: NextHop): Leg {

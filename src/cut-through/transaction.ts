@@ -266,8 +266,9 @@ export class Transaction {
     const { fanOut, body } = this.#state;
     if (!this.history.judge(body)) this.#giveUp({ reply: stillDelivering(), result: 'deferred' });
     if (this.#refusal === null) {
-      this.#fallback?.leaveOut(this.history.known);
-      const answers = await held.startData(this.history.known);
+      const { known } = this.history;
+      this.#fallback?.leaveOut(known);
+      const answers = await held.startData(known);
       // The upstream may have gone meanwhile.
       if (this.state !== 'body') return;
       const failures = answers.filter((answer) => answer !== null);

@@ -70,7 +70,7 @@ export class Leg {
   #ready: Ready | null = null;
   /** Null again once it is let go of. */
   #kept: KeptSession | null = null;
-  /** The session has carried messages before: that the peer has closed it meanwhile is no failure. */
+  /** The session has carried messages before: that the peer has closed it meanwhile, or wants no more, is no failure. */
   #reused = false;
   #mail: Promise<Exchange> | null = null;
   /** The answer to every recipient, once the next hop has refused the sender. */
@@ -154,7 +154,10 @@ export class Leg {
     const refusal = refusalBeforeMail(this.#submission.sender.params, session.capabilities);
     if (refusal !== null) return refusal;
     if (session.capabilities.pipelining) return this.#envelope(session, recipient);
-    const turn = this.#turn.then(() => this.#envelope(session, recipient));
+    // By then the session may be another one.
+    const turn = this.#turn.then(() =>
+      this.#ready === opened ? this.#envelope(session, recipient) : this.addRecipient(recipient),
+    );
     this.#turn = turn;
     return turn;
   }
@@ -165,9 +168,9 @@ export class Leg {
    * @returns null when all is well; else what it is for everybody who is left
    */
   async startDataWithout(done: ReadonlySet<Recipient>): Promise<Outcome | null> {
-    const { session } = this;
     const left = this.recipients.filter((recipient) => !done.has(recipient));
     if (left.length === this.recipients.length) return await this.startData();
+    const { session } = this;
     this.recipients.length = 0;
     if (session === null || session.lost !== null) return this.#failedFor(left, null);
     const reset = await session.exchange([{ phase: 'mail', line: 'RSET' }])[0]!;
@@ -177,6 +180,8 @@ export class Leg {
     else if (left.length === 0) this.#enter('done', at);
     if (left.length === 0) return null;
     this.#mail = null;
+    // The message is on its way: no time to open another one.
+    this.#reused = false;
     for (const recipient of left) {
       const answer = await this.#envelope(session, recipient);
       if (replyClass(answer) !== 2) return this.#failedFor(left, answer);
@@ -423,8 +428,9 @@ export class Leg {
     return opened;
   }
 
-  /** In place of a kept session that turned out to be gone. */
+  /** In place of a kept session that turned out to be gone, or to take no more messages. */
   #openAfresh(): void {
+    if (this.isAlive) this.#deps.pool.retire(this.#kept!);
     this.#kept = null;
     this.#ready = null;
     this.#mail = null;
@@ -467,7 +473,7 @@ export class Leg {
     const mailExchange = await this.#mail;
     const mailAt = this.#timed('mail', this.#deps.now(), began);
     if (isFirst) this.#markReply('mail-reply', mailAt, mailExchange);
-    if (isGone(mailExchange) && !this.#dropped && (this.#reused || session !== this.session)) {
+    if (isNoLonger(mailExchange) && !this.#dropped && (this.#reused || session !== this.session)) {
       if (session === this.session) this.#openAfresh();
       return await this.addRecipient(recipient);
     }
@@ -569,9 +575,9 @@ async function inTurn(session: DownstreamSession, commands: readonly Command[]):
   return await session.exchange(commands.slice(-1))[0]!;
 }
 
-/** The peer closes the session, with or without a word (RFC 5321 §3.8). */
-function isGone(exchange: Exchange): boolean {
-  return exchange.kind === 'lost' || exchange.reply.code === 421;
+/** Said to MAIL: no more in this session, which the peer may have closed without a word (RFC 5321 §3.8). */
+function isNoLonger(exchange: Exchange): boolean {
+  return exchange.kind === 'lost' || replyClass(exchange.reply) === 4;
 }
 
 function positive(exchange: Exchange): boolean {

@@ -145,6 +145,12 @@ export class SessionPool {
     );
   }
 
+  /** Takes back a session that is good for no further message. */
+  retire(kept: KeptSession): void {
+    kept.messages = this.#deps.config.sessionMaxMessages;
+    this.giveAfterReset(kept);
+  }
+
   /** Settles when every kept session is gone; those still in use go when they are given back. */
   async close(): Promise<void> {
     this.#closed = true;

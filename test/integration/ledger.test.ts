@@ -414,6 +414,54 @@ it('a refusal that comes late for one is not the answer for those who have the m
   expect(copies()).toEqual([1]);
 });
 
+it.each<[string, NonNullable<SinkOptions['script']>]>([
+  ['MAIL is put off', { mail: (_line, nth) => (nth === 2 ? '451 4.3.0 later' : null) }],
+  ['RCPT is put off', { rcpt: (_line, nth) => (nth === 4 ? '451 4.2.1 later' : null) }],
+  ['one of two is refused', { rcpt: (_line, nth) => (nth === 4 ? '550 5.1.1 who?' : null) }],
+  ['the session is lost at RCPT', { rcpt: (_line, nth) => (nth === 5 ? { act: 'fin' } : null) }],
+  ['RSET is refused', { rset: (_line, nth) => (nth === 0 ? '502 5.5.1 what?' : null) }],
+  ['the session is lost at RSET', { rset: (_line, nth) => (nth === 0 ? { act: 'rst' } : null) }],
+  ['DATA is put off', { data: (_line, nth) => (nth === 1 ? '451 4.3.0 later' : null) }],
+])('with a fallback, new recipients that are named anew get it from the queue: %s', async (_, script) => {
+  const spoolDir = await mkdtemp(join(tmpdir(), 'cutthrough-ledger-'));
+  onTestFinished(() => rm(spoolDir, { recursive: true, force: true }));
+  proxy = await startProxy([{ script }], { fallback: 'spool', spoolDir, retrySchedule: '50ms' });
+  const client = await proxy.client();
+  expect(await client.send(SENDER, ['u@a.example'], MESSAGE)).toMatch(/^250/);
+  client.destroy();
+  await until(async () => (await entries()) === 1);
+  expect(await send(['u@a.example', 'v@a.example', 'w@a.example'])).toMatch(/^250 2\.0\.0 queued/);
+  const rcpts = () => proxy.sinks[0]!.messages.flatMap((message) => message.rcpts);
+  await until(() => rcpts().length === 3);
+  expect(rcpts().toSorted()).toEqual(['u', 'v', 'w'].map((name) => `RCPT TO:<${name}@a.example>`));
+});
+
+it('with a fallback, nobody gets a second copy from the queue where the next hop is down at the retry', async () => {
+  const spoolDir = await mkdtemp(join(tmpdir(), 'cutthrough-ledger-'));
+  onTestFinished(() => rm(spoolDir, { recursive: true, force: true }));
+  let down = false;
+  const script = { greeting: () => (down ? '421 4.3.2 not now' : null) };
+  const options = { fallback: 'spool', spoolDir, retrySchedule: '50ms', connectRetries: 0 } as const;
+  proxy = await startProxy([{ script }, {}], { ...options, sessionIdleTimeout: '0s' });
+  const client = await proxy.client();
+  expect(await client.send(SENDER, TWO, MESSAGE)).toMatch(/^250/);
+  client.destroy();
+  await until(async () => (await entries()) === 2);
+  down = true;
+  const again = await proxy.client();
+  expect(await again.send(SENDER, ['u@a.example'], MESSAGE)).toBe('250 2.0.0 message delivered');
+  again.destroy();
+  expect(await proxy.metric('cutthrough_queue_messages')).toBe(0);
+  expect(await send([...TWO, 'new@a.example'])).toMatch(/^250 2\.0\.0 queued/);
+  down = false;
+  await until(async () => (await proxy.metric('cutthrough_queue_messages')) === 0);
+  expect(proxy.sinks[0]!.messages.map(({ rcpts }) => rcpts)).toEqual([
+    ['RCPT TO:<u@a.example>'],
+    ['RCPT TO:<new@a.example>'],
+  ]);
+  expect(copies()).toEqual([2, 1]);
+});
+
 it('an upstream that goes while its new recipients are named anew leaves nothing running', async () => {
   // Of the retry: the first MAIL is for both, the second for the new one alone.
   const mail = (_line: string, nth: number): Act | null => (nth === 2 ? { act: 'stall' } : null);

@@ -1,12 +1,15 @@
 // The built program: its ready line, signals and exit codes.
 import { writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
+import { fileURLToPath } from 'node:url';
 import { afterEach, beforeEach, expect, it } from 'vitest';
 import { Client } from '../support/client.ts';
 import { Program } from '../support/program.ts';
 import { until } from '../support/proxy.ts';
 import { Sink } from '../support/sink.ts';
-import { temporaryDirectory } from '../support/tools.ts';
+import { freePort, run, temporaryDirectory } from '../support/tools.ts';
+
+const CLI = fileURLToPath(new URL('../../dist/cli.js', import.meta.url));
 
 let first: Sink;
 let second: Sink;
@@ -52,5 +55,23 @@ it('routes new sessions anew after SIGHUP, lets running ones be, and ignores a b
   expect(await still.send('s@src.example', ['u@a.example'], 'x\r\n')).toMatch(/^250/);
   expect(second.messages).toHaveLength(2);
   for (const client of [before, after, still]) client.destroy();
+  expect(await program.stop()).toBe(0);
+});
+
+it('prints the queue as JSON for scripts', async () => {
+  const spool = join(await temporaryDirectory(), 'spool');
+  const route = ['--route', `*=smtp://127.0.0.1:${await freePort()}`, '--connect-retries', '0'];
+  const program = await Program.start([...route, '--fallback', 'spool', '--spool-dir', spool]);
+  const client = await Client.hello(program.port());
+  const said = await client.send('s@src.example', ['u@a.example'], 'x\r\n');
+  const id = /^250 2\.0\.0 queued as (\S+)$/.exec(said)![1]!;
+  const queue = async (...args: string[]): Promise<unknown> => {
+    const { output } = await run(process.execPath, [CLI, 'queue', ...args, '--json', '--spool-dir', spool]);
+    return JSON.parse(output);
+  };
+  expect(await queue('list')).toMatchObject([{ id }]);
+  expect(await queue('show', id)).toMatchObject({ id });
+  expect(await queue('remove', id)).toMatchObject({ failed: [] });
+  expect(await queue('list')).toEqual([]);
   expect(await program.stop()).toBe(0);
 });

@@ -6,7 +6,7 @@ import type { Options } from '../../src/app.ts';
 import { DownstreamSession } from '../../src/downstream/session.ts';
 import type { Client } from '../support/client.ts';
 import { configOf, startProxy, startProxyOnly, type TestProxy, until } from '../support/proxy.ts';
-import { type Act, Sink } from '../support/sink.ts';
+import { type Act, Sink, type SinkSession } from '../support/sink.ts';
 import { temporaryDirectory } from '../support/tools.ts';
 
 let proxy: TestProxy;
@@ -96,6 +96,49 @@ describe('a kept session', () => {
     expect(await send(two)).toMatch(/^250/);
     expect(sinkOf(0).connections).toBe(1);
     expect(verbs(sinkOf(0))).toEqual([...first, 'MAIL', 'RCPT', 'DATA']);
+  });
+
+  it('that is gone at MAIL costs no recipient anything, where the next hop does not pipeline', async () => {
+    const mail = (_: string, nth: number): Act | null => (nth === 1 ? { act: 'fin' } : null);
+    proxy = await startProxy([{ extensions: ['8BITMIME'], script: { mail } }]);
+    const client = await proxy.client();
+    expect(await send(client)).toMatch(/^250/);
+    client.write('MAIL FROM:<s@src.example>\r\nRCPT TO:<u@a.example>\r\nRCPT TO:<v@a.example>\r\nDATA\r\n');
+    for (const code of ['250', '250', '250', '354']) expect((await client.reply()).slice(0, 3)).toBe(code);
+    client.write('Subject: x\r\n\r\nx\r\n.\r\n');
+    expect(await client.reply()).toMatch(/^250/);
+    expect(sinkOf(0).messages.map(({ rcpts }) => rcpts.length)).toEqual([1, 2]);
+  });
+
+  it.each([['PIPELINING'], ['8BITMIME']])(
+    'that takes no more messages (452 to MAIL) gives way to another one; %s',
+    async (extension) => {
+      const mail = (_: string, __: number, session: SinkSession) =>
+        session.commands.filter((line) => line.startsWith('MAIL')).length > 2 ? '452 4.5.3 too many' : null;
+      proxy = await startProxy([{ extensions: [extension], script: { mail } }], { maxSessionsPerNextHop: 1 });
+      const client = await proxy.client();
+      for (let messages = 0; messages < 5; messages++) {
+        client.write(
+          'MAIL FROM:<s@src.example>\r\nRCPT TO:<u@a.example>\r\nRCPT TO:<v@a.example>\r\nDATA\r\n',
+        );
+        for (const code of ['250', '250', '250', '354'])
+          expect((await client.reply()).slice(0, 3)).toBe(code);
+        client.write('Subject: x\r\n\r\nx\r\n.\r\n');
+        expect(await client.reply()).toMatch(/^250/);
+      }
+      expect([sinkOf(0).messages.length, sinkOf(0).connections]).toEqual([5, 3]);
+      expect(verbs(sinkOf(0)).at(-1)).toBe('QUIT');
+    },
+  );
+
+  it('passes on what is said to MAIL in a new session', async () => {
+    const mail = (_: string, nth: number) => (nth > 0 ? '451 4.7.1 not you' : null);
+    proxy = await startProxy([{ script: { mail } }]);
+    const client = await proxy.client();
+    expect(await send(client)).toMatch(/^250/);
+    await client.command('MAIL FROM:<s@src.example>');
+    expect(await client.command('RCPT TO:<u@a.example>')).toBe('451 4.7.1 not you');
+    expect(sinkOf(0).connections).toBe(2);
   });
 
   it('is dropped where the client goes before the sender is answered for', async () => {

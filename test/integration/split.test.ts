@@ -53,6 +53,23 @@ describe('--mixed split', () => {
     expect(proxy.sinks.map((sink) => sink.messages.length)).toEqual([1, 1]);
   });
 
+  it.each([
+    ['refuses', { rcpt: '550 5.1.1 no' }, '550 5.1.1'],
+    ['puts off', { rcpt: { act: 'delay', ms: 50, next: '450 4.2.1 no' } }, '450 4.2.1'],
+    ["can't be reached", { greeting: '554 5.3.2 no' }, '451 4.4.1'],
+  ] as const)('a next hop that %s all its recipients puts off nobody else', async (_, script, no) => {
+    proxy = await startProxy([{ script }, {}, {}], { mixed: 'split', connectRetries: 0 });
+    const to = ['u@a.example', 'v@b.example', 'w@a.example', 'x@c.example', 'y@b.example'];
+    expect(await envelope(...to)).toEqual([no, '250 2.1.5', '451 4.3.0', '451 4.3.0', '250 2.1.5']);
+  });
+
+  it('asks at one next hop at a time, in the order of the commands', async () => {
+    const rcpt = (_: string, nth: number) => (nth === 0 ? '550 5.1.1 no' : null);
+    proxy = await startProxy([{ script: { rcpt } }, { script: { rcpt } }], { mixed: 'split' });
+    const to = ['u@a.example', 'v@b.example', 'w@a.example', 'x@b.example'];
+    expect(await envelope(...to)).toEqual(['550 5.1.1', '550 5.1.1', '250 2.1.5', '451 4.3.0']);
+  });
+
   it('knows the first by the order of the commands, however slow its DNS is', async () => {
     const sink = await Sink.start();
     const zone = {
