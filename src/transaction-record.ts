@@ -1,5 +1,5 @@
 // What is told of a transaction when it is over: the counters, the one line in the log, and how it went (time-line.ts).
-import type { Logger } from 'pino';
+import { type Logger, logInfo } from './log.ts';
 import type { Metrics, TransactionResult } from './metrics.ts';
 import { brief, type RecentTimeLines, type TimeLine } from './time-line.ts';
 
@@ -29,6 +29,13 @@ export class RecipientRecord {
     return this.#nth;
   }
 
+  /** For the log. */
+  get json(): string {
+    const { address, nextHop, outcome, reply, withheld } = this;
+    const more = withheld ? ',"withheld":true' : '';
+    return `{"address":${text(address)},"nextHop":${text(nextHop)},"outcome":"${outcome}","reply":${reply}${more}}`;
+  }
+
   /** The reply that stands for it, of the next hop or of ours. */
   answered({ code }: Readonly<{ code: number }>): void {
     this.outcome = code < 300 ? 'accepted' : code >= 500 ? 'rejected' : 'deferred';
@@ -54,6 +61,8 @@ export class RecipientRecord {
     this.reply = known ? fate.reply.code : null;
   }
 }
+
+const text = JSON.stringify as (value: string) => string;
 
 /** Recipients of a transaction that has ended. */
 const MAX_REMEMBERED = 32;
@@ -183,18 +192,15 @@ export class TransactionRecord {
   ): void {
     const { log } = this.#deps;
     if (!log.isLevelEnabled('info')) return;
-    log.info({
-      event: 'transaction',
-      id: this.#id,
-      client: this.#client.address,
-      // pino leaves out what is undefined.
-      ident: this.#client.ident,
-      reversePath: this.#sender.mailbox?.address ?? '',
-      recipients: this.#recipients,
-      result,
-      reply: reply?.code ?? null,
-      ...extra,
-      ms: Math.round(milliseconds),
-    });
+    const { address, ident } = this.#client;
+    const of = `"id":${text(this.#id)},"client":${text(address)}${ident === undefined ? '' : `,"ident":${text(ident)}`}`;
+    const sender = text(this.#sender.mailbox?.address ?? '');
+    const recipients = this.#recipients.map((recipient) => recipient.json).join(',');
+    const rest = Object.entries(extra).map(([name, value]) => `"${name}":${value},`);
+    logInfo(
+      log,
+      `"event":"transaction",${of},"reversePath":${sender},"recipients":[${recipients}],"result":"${result}",` +
+        `"reply":${reply?.code ?? null},${rest.join('')}"ms":${Math.round(milliseconds)}`,
+    );
   }
 }

@@ -119,7 +119,7 @@ export class DownstreamSession extends Base {
   #phase: ReplyPhase = 'greeting';
   #error: PeerError | null = null;
   readonly #deadline = new Deadline(() =>
-    this._onError(new Error(`no reply in time (${this.#phase})`), 'ETIMEDOUT', false, 'CONN'),
+    this._onError(new Error('no reply in time'), 'ETIMEDOUT', false, 'CONN'),
   );
   #corked = false;
   #open = false;

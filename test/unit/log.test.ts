@@ -1,5 +1,6 @@
+import { pino } from 'pino';
 import { expect, test } from 'vitest';
-import { createLogger, isoTime } from '../../src/log.ts';
+import { createLogger, isoTime, logInfo } from '../../src/log.ts';
 
 function capture(): { lines: string[]; stream: { write: (line: string) => void } } {
   const lines: string[] = [];
@@ -41,4 +42,24 @@ test('tells the time as Date does, whichever was asked for before', () => {
   for (const ms of [0, 1, 42, 999, 1_000, 1_999, 2_000, 1_500, 86_400_007, 0]) {
     expect(isoTime(start + ms)).toBe(new Date(start + ms).toISOString());
   }
+});
+
+test("logInfo() writes what info() does, by children with what they add, and by others' loggers as these like", () => {
+  const fields = { event: 'transaction', id: 'a.1', text: '"\\\r\n\u2028é', reply: null, ms: 3 };
+  const json = JSON.stringify(fields).slice(1, -1);
+  for (const format of ['json', 'pretty'] as const) {
+    const { lines, stream } = capture();
+    const root = createLogger({ level: 'info', format, stream });
+    for (const log of [root, root.child({ worker: 2 }), root.child({})]) {
+      log.info(fields);
+      logInfo(log, json);
+    }
+    const withoutTime = lines.map((line) => line.replace(/[\d:.TZ-]{12,24}/, ''));
+    expect(withoutTime).toHaveLength(6);
+    for (const at of [0, 2, 4]) expect(withoutTime[at + 1]).toBe(withoutTime[at]);
+    expect(withoutTime[3]).toContain('worker');
+  }
+  const { lines, stream } = capture();
+  logInfo(pino({ base: { pid: 1 } }, stream), json);
+  expect(JSON.parse(lines[0]!)).toMatchObject({ level: 30, pid: 1, ...fields });
 });
