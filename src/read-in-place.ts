@@ -13,8 +13,10 @@ type Reader<Args extends readonly unknown[]> = (...args: Args) => boolean;
 const READ_OCTETS = 64 * 1024;
 /** What all such sockets are read into: nothing of one is left in it when the next one's turn comes. */
 const SHARED = Buffer.alloc(READ_OCTETS);
-/** From so many octets in one read on a buffer of its own costs less than the copy. */
-const MANY_OCTETS = 16 * 1024;
+/** Where more comes at once. More still would take less time, and more memory than the connections of a busy hour have. */
+export const LARGE_READ_OCTETS = 128 * 1024;
+/** From such a part of a buffer on, one of its own costs less than the copy. What is kept of it keeps all of it. */
+const MANY = 1 / 4;
 
 const [BUFFER, CALLBACK, NEXT] = ['kBuffer', 'kBufferCb', 'kBufferGen'].map((name) =>
   Object.getOwnPropertySymbols(new net.Socket()).find(({ description }) => description === name),
@@ -61,13 +63,14 @@ export function readChunks(
   return readInPlace(
     socket,
     (buffer, length) => {
-      const isMany = length >= MANY_OCTETS;
+      const isMany = length >= buffer.length * MANY;
+      const octets = length === buffer.length ? LARGE_READ_OCTETS : READ_OCTETS;
       if (isMany && buffer !== SHARED) {
         const goesOn = read(length === buffer.length ? buffer : buffer.subarray(0, length));
-        if (isKept()) next = Buffer.allocUnsafeSlow(READ_OCTETS);
+        if (isKept() || octets > buffer.length) next = Buffer.allocUnsafeSlow(octets);
         return goesOn;
       }
-      next = isMany ? Buffer.allocUnsafeSlow(READ_OCTETS) : SHARED;
+      next = isMany ? Buffer.allocUnsafeSlow(octets) : SHARED;
       const chunk = Buffer.allocUnsafe(length);
       buffer.copy(chunk, 0, 0, length);
       return read(chunk);

@@ -7,6 +7,7 @@ import { SOCKET_HIGH_WATER_OCTETS } from '../downstream/connect.ts';
 import { NextHopHealth } from '../downstream/health.ts';
 import { Ledger } from '../ledger/ledger.ts';
 import { createMetrics, type Metrics } from '../metrics.ts';
+import { LARGE_READ_OCTETS } from '../read-in-place.ts';
 import { MemoryBudget } from '../spool/buffer.ts';
 import { FastPathMonitor } from '../spool/fast-path.ts';
 import { Spool } from '../spool/spool.ts';
@@ -69,8 +70,8 @@ export class Foundation {
 
   /** Whether messages that are cut through hold as much as there may be. */
   isOverloaded({ maxBufferedBytes }: Config): boolean {
-    // Adding up is only worth it when the open sessions could hold that much at all.
-    const most = this.sessions.active * 2 * SOCKET_HIGH_WATER_OCTETS;
+    // Adding up is only worth it when the open sessions could hold that much at all: each its room, and a chunk beyond.
+    const most = this.sessions.active * (SOCKET_HIGH_WATER_OCTETS + LARGE_READ_OCTETS);
     return most >= maxBufferedBytes && this.transactions.unsentBytes >= maxBufferedBytes;
   }
 }
