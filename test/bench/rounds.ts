@@ -20,7 +20,8 @@ export type Plan = Readonly<{
 }>;
 
 const RUN_TIMEOUT_MS = 90_000;
-const WARM_UP_MS = 3_000;
+/** A program in JavaScript takes some 8,000 messages to be compiled as it stays. */
+const WARM_UP_MS = 8_000;
 /** What a load is thought to take that has not been measured yet. */
 const GUESS_MS = 10_000;
 
