@@ -55,6 +55,16 @@ class Switch {
   };
 }
 
+/** An upstream that sends the message, and resets its connection while the first next hop's answer is waited for. */
+async function sendAndVanish(proxy: TestProxy, recipients: string[], message: string): Promise<void> {
+  const client = await proxy.client();
+  expect(await client.envelope('s@src.example', recipients)).toMatch(/^354/);
+  client.write(`${message}.\r\n`);
+  await until(() => proxy.sinks[0]!.sessions[0]?.sawDot ?? false);
+  client.reset();
+  await until(() => proxy.transactions().length === 1);
+}
+
 /** The first time `act`, then as it should be. */
 const once = (act: Act) => (_: string, nth: number) => (nth === 0 ? act : null);
 const atSecond = (act: Act) => (_: string, nth: number) => (nth === 1 ? act : null);
@@ -478,12 +488,7 @@ it('has the upstream send again what it went away from, and then reaches who was
   const slowly = once({ act: 'delay', ms: 300, next: '250 2.0.0 ok' });
   const { proxy, sinks } = await start([{ script: { dot: slowly } }, b.options], { fallback: 'spool' });
   const message = `Message-ID: <1@src.example>\r\n${SMALL}`;
-  const client = await proxy.client();
-  expect(await client.envelope('s@src.example', BOTH)).toMatch(/^354/);
-  client.write(`${message}.\r\n`);
-  await until(() => sinks[0]!.sessions[0]?.sawDot ?? false);
-  client.reset();
-  await until(() => proxy.transactions().length === 1);
+  await sendAndVanish(proxy, BOTH, message);
   expect(sinks[0]!.messages).toHaveLength(1);
   b.up = true;
   const again = await proxy.client();
@@ -578,14 +583,9 @@ describe('of several at a next hop one has the message, and at the retry', () =>
       // At the retry each is named, and then all but u are named anew.
       rcpt: (_line, nth) => (nth === 3 * recipients.length - 2 ? act : null),
     };
-    const { proxy, directory, sinks } = await start([{ lmtp: true, script }], { fallback: 'spool' });
+    const { proxy, directory } = await start([{ lmtp: true, script }], { fallback: 'spool' });
     const message = `Message-ID: <1@src.example>\r\n${SMALL}`;
-    const client = await proxy.client();
-    expect(await client.envelope('s@src.example', recipients)).toMatch(/^354/);
-    client.write(`${message}.\r\n`);
-    await until(() => sinks[0]!.sessions[0]?.sawDot ?? false);
-    client.reset();
-    await until(() => proxy.transactions().length === 1);
+    await sendAndVanish(proxy, recipients, message);
     const again = await proxy.client();
     expect(await again.send('s@src.example', recipients, message)).toMatch(/^250/);
     await untilQueueEmpty(proxy, directory);
