@@ -194,7 +194,7 @@ it(
       PATIENCE_MS,
     );
     const began = Date.now() / 1000;
-    await ways.drive();
+    await ways.drive(() => hasStood(prometheus));
     let missing: readonly string[] = [];
     const hasAll = async () => {
       missing = await missingOf(prometheus);
@@ -223,6 +223,12 @@ it(
   },
   3 * PATIENCE_MS,
 );
+
+/** Whether octets were held at two steps, one after the other: a graph's step, whenever it is, sees them. */
+async function hasStood(prometheus: Prometheus): Promise<boolean> {
+  const held = `count_over_time((cutthrough_buffered_bytes > 0)[1m:${STEP_SECONDS}s]) > 1`;
+  return (await prometheus.query(held)).length > 0;
+}
 
 /** What the traffic brings about, by metric, label and values. */
 const HAPPENS: readonly (readonly [string, string, readonly string[]])[] = [
