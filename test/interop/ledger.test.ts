@@ -120,6 +120,27 @@ describe.each(['postfix', 'exim'] as const)('%s', (name) => {
     expect(outcomes.map((each) => each?.outcome)).toEqual(['accepted', 'suppressed']);
     for (const sink of [a, b]) await sink.close();
   });
+
+  it.for(['spool', 'fast-path'])(
+    'one copy each by --fallback %s, though it is cut off before it has read that a next hop out of reach gets it later',
+    async (fallback, context) => {
+      needPeers(context, name);
+      const [a, port] = [await Sink.start(), await quietPort()];
+      const flags = ['--route', `a.example=${a.url}`, '--route', `b.example=smtp://127.0.0.1:${port}`];
+      const spool = ['--spool-dir', join(await temporaryDirectory(), 'spool'), '--retry-schedule', '200ms'];
+      const proxy = await Program.start([...flags, '--fallback', fallback, ...spool]);
+      const tap = await CuttingTap.start(proxy.port());
+      const upstream = await UPSTREAMS[name](tap.port);
+      await give(upstream.port);
+      await until(() => tap.swallowed !== null, 20_000);
+      await emptied(upstream);
+      expect(tap.swallowed).toMatch(/^250 /);
+      const b = await Sink.start({ port });
+      await until(async () => /^cutthrough_queue_messages 0$/m.test(await metricsOf(proxy)), 20_000);
+      expect([a, b].map((sink) => sink.messages.length)).toEqual([1, 1]);
+      for (const sink of [a, b]) await sink.close();
+    },
+  );
 });
 
 it('goes on in memory, and says so, where the disk refuses an fsync', async (context) => {
