@@ -99,6 +99,7 @@ type PeerError = Error & { code?: string; response?: string };
 /** `phase` is null for a reply that is not counted (to QUIT). */
 type Pending = { phase: ReplyPhase | null; timeoutMs: number; settle: (exchange: Exchange) => void };
 
+const CLOSED: Lost = { kind: 'lost', cause: 'closed', detail: 'connection closed' };
 /** Room for an EHLO reply or a wordy refusal, not for a peer that never ends one. */
 const MAX_REPLY_OCTETS = 16 * 1024;
 /** Replies that need not be parsed again. */
@@ -125,6 +126,10 @@ export class DownstreamSession extends Base {
   #open = false;
   /** What has come of replies that are not answered for yet, a character for each octet. */
   #unread = '';
+  /** The next turn goes on with it. */
+  #readsOn = false;
+  /** The connection has ended; what was said before is still to be heard. */
+  #ended = false;
   #onDrain: (() => void) | null = null;
   readonly #known: { text: string; reply: Reply | null }[] = [];
   #knownNext = 0;
@@ -153,12 +158,12 @@ export class DownstreamSession extends Base {
     this.#options = options;
     this.on('error', (error: PeerError) => {
       this.#error = error;
-      this.#lose(lossOf(error));
+      const lost = lossOf(error);
+      if (lost.cause === 'closed') this.#closedByPeer();
+      else this.#lose(lost);
     });
-    this.on('end', () => this.#lose({ kind: 'lost', cause: 'closed', detail: 'connection closed' }));
-    options.socket.once('close', () =>
-      this.#lose({ kind: 'lost', cause: 'closed', detail: 'connection closed' }),
-    );
+    this.on('end', () => this.#closedByPeer());
+    options.socket.once('close', () => this.#closedByPeer());
   }
 
   /**
@@ -323,6 +328,7 @@ export class DownstreamSession extends Base {
 
   /** RFC 5321 §4.2.1: a reply ends with the first line whose fourth character is no hyphen. */
   #readReply(): void {
+    this.#readsOn = false;
     let line = 0;
     for (let lf = this.#unread.indexOf('\n'); lf !== -1; lf = this.#unread.indexOf('\n', line)) {
       const last = this.#unread[line + 3] !== '-';
@@ -335,9 +341,12 @@ export class DownstreamSession extends Base {
       // To a pipelined RCPT: nothing that was said before changes what it answers.
       if (this.#pending[0]?.phase === 'rcpt') continue;
       // Whoever waited for this reply comes first: what it says decides what the next one means.
-      if (this.#unread !== '') setImmediate(() => this.#readReply());
+      this.#readsOn = this.#unread !== '';
+      if (this.#readsOn) setImmediate(() => this.#readReply());
+      else if (this.#ended) this.#lose(CLOSED);
       return;
     }
+    if (this.#ended) return this.#lose(CLOSED);
     if (this.#unread.length > MAX_REPLY_OCTETS)
       this._onError(new Error('endless reply'), 'EPROTOCOL', false, 'CONN');
   }
@@ -533,6 +542,12 @@ export class DownstreamSession extends Base {
     settle?.();
   }
 
+  /** Replies that came together with the end of the connection are as good as any. */
+  #closedByPeer(): void {
+    this.#ended = true;
+    if (!this.#readsOn) this.#lose(CLOSED);
+  }
+
   /** The one gate to the end of a session. */
   #lose(lost: Lost): void {
     if (this.lost !== null) return;
@@ -550,5 +565,5 @@ function lossOf(error: PeerError): Lost {
   if (error.code === 'ETIMEDOUT') return { kind: 'lost', cause: 'timeout', detail: error.message };
   if (error.code === 'EPROTOCOL') return { kind: 'lost', cause: 'protocol', detail: 'unexpected reply' };
   if (error.code === 'ETLS') return { kind: 'lost', cause: 'protocol', detail: 'TLS handshake failed' };
-  return { kind: 'lost', cause: 'closed', detail: 'connection closed' };
+  return CLOSED;
 }

@@ -6,7 +6,7 @@ import type { Options } from '../../src/app.ts';
 import type { Client } from '../support/client.ts';
 import { answers, begin, eachClient, LISTEN_EACH, sendEach } from '../support/each.ts';
 import { startProxy, startProxyOnly, type TestProxy, until } from '../support/proxy.ts';
-import { type Act, Sink, type SinkOptions } from '../support/sink.ts';
+import { type Act, Sink, type SinkOptions, type SinkSession } from '../support/sink.ts';
 import { spoolDirectory } from '../support/spool.ts';
 
 let proxy: TestProxy;
@@ -91,6 +91,21 @@ describe.each(['LMTP', 'PRDR'] as const)('%s', (protocol) => {
     const { each } = await send(['u@a.example', 'full@a.example', 'v@b.example', 'u2@a.example']);
     expect(codes(each)).toEqual([250, 452, 550, 250]);
   });
+
+  it.each(['lmtp', 'prdr'])(
+    'hears a next hop (%s) out that closes right behind its replies',
+    async (kind) => {
+      const to = ['u', 'v', 'w', 'x', 'y', 'z'].map((name) => `${name}@a.example`);
+      // All of it, and the end of the connection, in one go.
+      const dot = (_line: string, nth: number, { socket }: SinkSession) => {
+        if (nth === 0) socket.cork();
+        if (nth === to.length - 1) process.nextTick(() => socket.end());
+        return null;
+      };
+      await start([{ [kind]: true, script: { dot } }]);
+      expect(codes((await send(to)).each)).toEqual(to.map(() => 250));
+    },
+  );
 
   describe('a next hop with PRDR', () => {
     const dot = (line: string): Act | null => (line.includes('spam') ? '550 5.7.1 spam to me' : null);
