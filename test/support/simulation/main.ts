@@ -12,7 +12,14 @@ import { type Message, Model, type Policy, SENDERS, spoolsForAll } from './model
 import { NextHop } from './next-hop.ts';
 import { patience, Upstream } from './upstream.ts';
 
-const DOMAINS = ['a', 'b', 'c', 'd', 'e'].map((name) => `${name}.example`);
+const KINDS = {
+  'a.example': 'smtp',
+  'b.example': 'smtp',
+  'c.example': 'smtp',
+  'd.example': 'prdr',
+  'e.example': 'lmtp',
+} as const;
+const DOMAINS = Object.keys(KINDS) as (keyof typeof KINDS)[];
 const SESSIONS = 24;
 const LMTP_SESSIONS = 6;
 /** Of the messages: followed by another one with the same envelope, each of them tried in turn. */
@@ -54,8 +61,8 @@ export async function simulate(policy: Policy, transactions: number, seed = SEED
   const model = new Model(policy);
   const hops: NextHop[] = [];
   for (const [nth, domain] of DOMAINS.entries())
-    hops.push(await NextHop.start(domain, model, new Chance(seed, -2 - nth), nth === DOMAINS.length - 1));
-  const senders = await NextHop.start(SENDERS, model, new Chance(seed, -2 - DOMAINS.length), false);
+    hops.push(await NextHop.start(domain, model, new Chance(seed, -2 - nth), KINDS[domain]));
+  const senders = await NextHop.start(SENDERS, model, new Chance(seed, -2 - DOMAINS.length), 'smtp');
   const directory = await mkdtemp(join(tmpdir(), 'cutthrough-simulation-'));
   const spoolDir = join(directory, 'spool');
   const ledgerDir = new Chance(seed, -1).is(0.5) ? join(directory, 'ledger') : undefined;

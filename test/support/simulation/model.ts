@@ -68,6 +68,8 @@ type Copy = {
   refusedData: boolean;
   /** Attempts that the upstream has ended, and that it knows of no failure of: the proxy may have promised it. */
   open: number;
+  /** Of `told`, those before the attempt under way. */
+  toldBefore: number;
   /** Of notifications, those that the sender's next hop has said to have. */
   notified: number;
 };
@@ -78,6 +80,7 @@ const NOTHING_YET: Copy = {
   refused: false,
   refusedData: false,
   open: 0,
+  toldBefore: 0,
   notified: 0,
 };
 
@@ -149,7 +152,11 @@ export class Model {
   completes({ id }: Message, accepted: readonly string[]): void {
     const known = this.#messages.get(id)!;
     known.complete = true;
-    for (const recipient of accepted) known.copies.get(recipient)!.open++;
+    for (const recipient of accepted) {
+      const copy = known.copies.get(recipient)!;
+      copy.open++;
+      copy.toldBefore = copy.told;
+    }
   }
 
   /** A next hop has taken a message. */
@@ -214,10 +221,26 @@ export class Model {
     known.story.push(`"${reply}" for ${whom.join(' ')}`);
     const all = accepted.map((recipient) => known.copies.get(recipient)!);
     const its = whom.map((recipient) => known.copies.get(recipient)!);
+    // No other attempt can have told it meanwhile.
+    const own = whom.length === 1 && its[0]!.open === 1 && its[0]!.told > its[0]!.toldBefore;
+    if (own && accepted.length > 1 && !reply.startsWith('2')) this.#violated(known, `<${whom[0]}> has it`);
     if (!reply.startsWith('2')) for (const copy of its) copy.open--;
     if (!/^[245]\d\d /.test(reply)) this.#violated(known, 'that is no answer');
     else if (spoolsForAll(this.#policy)) this.#answeredWithSpool(known, its, reply);
     else this.#answeredWithout(known, all, its, reply);
+  }
+
+  /** PRDR: with its first and its last reply the upstream has been told of each recipient what stands between them. */
+  framed({ id }: Message, first: string, each: readonly string[], last: string): void {
+    const known = this.#messages.get(id)!;
+    known.story.push(`"${first}" … "${last}"`);
+    // RFC 5321's classes: a 4xx or 5xx at last is for all.
+    const best = each.map((reply) => reply[0]!).sort()[0]!;
+    if (!first.startsWith('353') || last[0] !== best) this.#violated(known, 'it says something else at last');
+  }
+
+  get offersPrdr(): boolean {
+    return this.#policy.mode === 'cut-through';
   }
 
   /** Whatever is in doubt is the queue's. */
@@ -238,7 +261,8 @@ export class Model {
     const cared = its.every(({ told, open }) => told > 0 || (this.#spools && open > 1));
     // A refusal of DATA is that of all, also when it comes late, since the header was waited for; and with ordered dots so is
     // the first one while nobody has the message.
-    const first = this.#policy.dots === 'ordered' && nobody && all.some(({ refused }) => refused);
+    const withholds = this.#policy.dots === 'ordered' && its.length === all.length;
+    const first = withholds && nobody && all.some(({ refused }) => refused);
     const shared = first || all.some(({ refusedData }) => refusedData);
     if (reply.startsWith('2') && !cared && !(this.#spools && isQueued(reply)))
       this.#violated(known, 'not all have it');

@@ -7,29 +7,33 @@ import { envelopeOf, type Fault, type Model } from './model.ts';
 
 const END = Buffer.from('\r\n.\r\n');
 const OFFERS = '250-sink.example\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-DSN\r\n250 SIZE 100000000\r\n';
+const OFFERS_PRDR = OFFERS.replace('250-DSN', '250-PRDR\r\n250-DSN');
 /** Of the connections. */
 const BROKEN = 0.02;
+
+/** With PRDR it answers for each recipient where that is asked for; LMTP always does. */
+export type Kind = 'smtp' | 'prdr' | 'lmtp';
 
 export class NextHop {
   readonly #server: net.Server;
   readonly #sockets = new Set<Socket>();
-  readonly lmtp: boolean;
+  readonly #kind: Kind;
 
-  private constructor(server: net.Server, lmtp: boolean) {
+  private constructor(server: net.Server, kind: Kind) {
     this.#server = server;
-    this.lmtp = lmtp;
+    this.#kind = kind;
   }
 
-  static async start(domain: string, model: Model, chance: Chance, lmtp: boolean): Promise<NextHop> {
+  static async start(domain: string, model: Model, chance: Chance, kind: Kind): Promise<NextHop> {
     const server = net.createServer({ noDelay: true });
-    const hop = new NextHop(server, lmtp);
+    const hop = new NextHop(server, kind);
     server.on('connection', (socket) => {
       hop.#sockets.add(socket);
       socket.on('error', () => {});
       socket.on('close', () => hop.#sockets.delete(socket));
       const broken = chance.is(BROKEN) ? chance.of(['connect', '421', '554', 'ehlo']) : '';
       if (broken === 'connect') return void socket.resetAndDestroy();
-      new Session(socket, { domain, model, lmtp, diesAtEhlo: broken === 'ehlo' });
+      new Session(socket, { domain, model, kind, diesAtEhlo: broken === 'ehlo' });
       socket.write(`${/^\d/.test(broken) ? broken : '220'} sink.example ESMTP\r\n`);
     });
     server.listen(0, '127.0.0.1');
@@ -38,7 +42,7 @@ export class NextHop {
   }
 
   get url(): string {
-    return `${this.lmtp ? 'lmtp' : 'smtp'}://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
+    return `${this.#kind === 'lmtp' ? 'lmtp' : 'smtp'}://127.0.0.1:${(this.#server.address() as AddressInfo).port}`;
   }
 
   close(): void {
@@ -47,13 +51,15 @@ export class NextHop {
   }
 }
 
-type Setting = Readonly<{ domain: string; model: Model; lmtp: boolean; diesAtEhlo: boolean }>;
+type Setting = Readonly<{ domain: string; model: Model; kind: Kind; diesAtEhlo: boolean }>;
 
 class Session {
   readonly #socket: Socket;
   readonly #setting: Setting;
   #input: Buffer = Buffer.alloc(0);
   #state: 'commands' | 'body' | 'waiting' | 'stuck' = 'commands';
+  /** MAIL has asked for a reply for each recipient. */
+  #prdr = false;
   /** Empty after a null reverse-path, until a recipient tells. */
   #envelope = '';
   /** RCPTs so far. */
@@ -86,12 +92,15 @@ class Session {
   #command(line: string): void {
     const verb = line.slice(0, 4).toUpperCase();
     const path = /<(.*?)>/.exec(line)?.[1] ?? '';
-    const { model, domain } = this.#setting;
-    if (verb === 'EHLO' || verb === 'LHLO')
-      return this.#setting.diesAtEhlo ? this.#die() : void this.#socket.write(OFFERS);
+    const { model, domain, kind } = this.#setting;
+    if (verb === 'EHLO' || verb === 'LHLO') {
+      if (this.#setting.diesAtEhlo) return this.#die();
+      return void this.#socket.write(kind === 'prdr' ? OFFERS_PRDR : OFFERS);
+    }
     if (verb === 'QUIT') return void this.#socket.end('221 bye\r\n');
     if (verb === 'MAIL') {
       this.#envelope = envelopeOf(path);
+      this.#prdr = / PRDR( |$)/.test(line);
       this.#named = 0;
       this.#recipients = [];
       this.#fault = this.#envelope === '' ? null : model.visit(this.#envelope, domain);
@@ -158,7 +167,7 @@ class Session {
 
   /** With LMTP the one 250 that was said is the first recipient's. */
   #takeEarly(wire: Buffer): void {
-    const told = this.#setting.lmtp ? 1 : this.#recipients.length;
+    const told = this.#setting.kind === 'lmtp' ? 1 : this.#recipients.length;
     this.#take(wire, this.#recipients.slice(0, told), true);
     this.#take(wire, this.#recipients.slice(told), false);
   }
@@ -176,7 +185,9 @@ class Session {
 
   /** SMTP has one reply for all, LMTP (RFC 2033) one for each. */
   #dot(wire: Buffer): void {
-    const groups = this.#setting.lmtp ? this.#recipients.map((each) => [each]) : [this.#recipients];
+    if (this.#prdr && this.#recipients.length > 1) return this.#dotForEach(wire);
+    const groups =
+      this.#setting.kind === 'lmtp' ? this.#recipients.map((each) => [each]) : [this.#recipients];
     const fault = this.#fault?.phase === 'dot' ? this.#fault : null;
     const faulty = fault === null ? -1 : fault.nth % groups.length;
     for (const [nth, group] of groups.entries()) {
@@ -186,6 +197,26 @@ class Session {
         continue;
       }
       if (!this.#misbehave(fault.act, wire, group, groups.slice(nth).flat())) return;
+    }
+  }
+
+  /** PRDR: 353, a reply for each, and one to the whole, before which nobody has the message. */
+  #dotForEach(wire: Buffer): void {
+    const turns = [...this.#recipients.map((each) => [each]), this.#recipients];
+    const fault = this.#fault?.phase === 'dot' ? this.#fault : null;
+    const faulty = fault === null ? -1 : fault.nth % turns.length;
+    let accepted = this.#recipients;
+    this.#say('353');
+    for (const [nth, group] of turns.entries()) {
+      const isFaulty = nth === faulty && fault !== null;
+      if (!isFaulty || fault.act === 'fin after 250') {
+        if (group === this.#recipients) this.#take(wire, accepted, true);
+        this.#say('250');
+        if (isFaulty) return this.#die('fin');
+        continue;
+      }
+      if (!this.#misbehave(fault.act, wire, group, accepted)) return;
+      accepted = accepted.filter((each) => !group.includes(each));
     }
   }
 
@@ -209,7 +240,7 @@ class Session {
     if (act.endsWith('nonsense')) this.#say('354');
     if (act.endsWith('stall') || (act.endsWith('nonsense') && !last)) this.#state = 'stuck';
     // A reset would take with it what was said to others and not read yet.
-    if (act.endsWith('rst')) this.#die(this.#setting.lmtp ? 'fin' : 'rst');
+    if (act.endsWith('rst')) this.#die(this.#setting.kind === 'lmtp' ? 'fin' : 'rst');
     return false;
   }
 

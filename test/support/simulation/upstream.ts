@@ -1,5 +1,5 @@
 // An upstream of the simulation: a queue that sends a message again until every recipient is told something final, and that
-// itself disappears now and then, in every phase. It speaks SMTP or LMTP.
+// itself disappears now and then, in every phase. It speaks LMTP, or SMTP and asks for PRDR now and then.
 import { setTimeout as sleep } from 'node:timers/promises';
 import { Client } from '../client.ts';
 import { portOf } from '../proxy.ts';
@@ -8,6 +8,8 @@ import type { Message, Model } from './model.ts';
 
 /** Of the attempts. */
 const FAULTY = 0.3;
+/** Of the attempts over SMTP. */
+const PRDR = 0.3;
 const FAULTS = [
   'reset after the envelope',
   'reset before the body',
@@ -35,6 +37,8 @@ export class Upstream {
   readonly #lmtp: boolean;
   readonly #model: Model;
   #client: Client | null = null;
+  /** This time each recipient is answered for. */
+  #hearsEach = false;
 
   constructor(url: string, model: Model) {
     this.#port = portOf(url);
@@ -58,6 +62,7 @@ export class Upstream {
     const fault = chance.is(FAULTY) ? chance.of(FAULTS) : null;
     if (this.#client?.closed) this.#client = null;
     this.#client ??= this.#lmtp ? await Client.lhlo(this.#port) : await Client.hello(this.#port);
+    this.#hearsEach = this.#lmtp || (this.#model.offersPrdr && chance.is(PRDR));
     this.attempts++;
     this.#model.attempted(message, fault);
     const goesOn = await this.#transact(this.#client, message, final, { fault, chance });
@@ -104,13 +109,28 @@ export class Upstream {
       if (fault.startsWith('reset')) return this.#reset(client);
       return false;
     }
-    for (const group of this.#lmtp ? accepted.map((each) => [each]) : [accepted]) {
-      const reply = await client.reply();
-      if (reply === 'closed') return false;
-      this.#model.answered(message, accepted, reply, group);
-      if (/^[25]/.test(reply) && !fault?.startsWith('deaf')) for (const each of group) final.set(each, reply);
-    }
-    return !ahead && !fault?.startsWith('deaf');
+    const answers = await this.#answers(client, message, accepted);
+    if (answers === null || fault?.startsWith('deaf')) return false;
+    for (const [each, reply] of answers) if (/^[25]/.test(reply)) final.set(each, reply);
+    return !ahead;
+  }
+
+  /** What each is told after the dot; null when the session has ended. */
+  async #answers(
+    client: Client,
+    message: Message,
+    accepted: readonly string[],
+  ): Promise<readonly (readonly [string, string])[] | null> {
+    const framed = this.#hearsEach && !this.#lmtp && accepted.length > 1;
+    const first = framed ? await client.reply() : '';
+    if (first === 'closed') return null;
+    const groups = this.#hearsEach ? accepted.map((each) => [each]) : [accepted];
+    const replies = await client.replies(groups.length + (framed ? 1 : 0));
+    if (replies.includes('closed')) return null;
+    if (framed) this.#model.framed(message, first, replies.slice(0, -1), replies.at(-1)!);
+    const answers = groups.map((whom, nth) => [whom, replies[nth]!] as const);
+    for (const [whom, reply] of answers) this.#model.answered(message, accepted, reply, whom);
+    return answers.flatMap(([whom, reply]) => whom.map((each) => [each, reply] as const));
   }
 
   /** The recipients that were accepted; null when the session has ended. */
@@ -121,7 +141,8 @@ export class Upstream {
     pipelined: boolean,
   ): Promise<string[] | null> {
     const left = recipients.filter((each) => !final.has(each));
-    const commands = [`MAIL FROM:<${sender}>`, ...left.map((each) => `RCPT TO:<${each}>`)];
+    const params = this.#hearsEach && !this.#lmtp ? ' PRDR' : '';
+    const commands = [`MAIL FROM:<${sender}>${params}`, ...left.map((each) => `RCPT TO:<${each}>`)];
     if (pipelined) client.write(`${commands.join('\r\n')}\r\n`);
     const replies: string[] = [];
     for (const line of commands) replies.push(pipelined ? await client.reply() : await client.command(line));
