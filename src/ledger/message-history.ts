@@ -36,6 +36,8 @@ export class MessageHistory {
   #intended: readonly Recipient[] = [];
   /** Outcomes on their way to the disk. */
   #settling: Promise<unknown> = Promise.resolve();
+  /** Nothing is open any more. */
+  #isOver = false;
   /** What the upstream was told last, and who is covered by it. */
   #told: (Said & { recipients: readonly Recipient[] }) | null = null;
 
@@ -117,6 +119,8 @@ export class MessageHistory {
 
   /** The upstream has gone, or may have, while the dots are out or about to go out. */
   pend(recipients: readonly Recipient[], body: Message): void {
+    // While an outcome is on its way to the disk, nobody would ever settle what is put as open now.
+    if (this.#isOver) return;
     this.#body = body;
     // What is on record already is not ours to forget.
     const fresh = recipients.filter((recipient) => this.#find(recipient) === null);
@@ -136,6 +140,7 @@ export class MessageHistory {
   ): Promise<unknown> | null {
     // Kept while the upstream thinks of its next command: no more of it than that needs.
     this.#body = { header: body.header, octets: body.octets, digest: body.digest };
+    this.#isOver = true;
     this.#told = { reply, each, recipients: outcomes.map(({ recipient }) => recipient) };
     if (replyClass(reply) === 2) {
       if (upstreamGone) this.#keepDelivered();

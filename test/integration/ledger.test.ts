@@ -575,6 +575,32 @@ it('an outcome on disk stays there when the upstream goes while another is open'
   await rm(ledgerDir, { recursive: true });
 });
 
+it('an upstream that goes while a mixed outcome is on its way to the disk is not told to wait for ever', async () => {
+  const ledgerDir = await mkdtemp(join(tmpdir(), 'cutthrough-ledger-'));
+  const to = ['u@a.example', 'full@a.example'];
+  let goes: (() => void) | null = null;
+  const dot = (line: string): Act => {
+    if (!line.includes('full') || goes === null) return '250 2.1.5 ok';
+    goes();
+    return '452 4.2.2 full';
+  };
+  proxy = await startProxy([{ lmtp: true, script: { dot } }], { ledgerDir });
+  // Its end is seen so many turns after the last answer; each of them once.
+  for (const turns of [0, 1, 2, 3, 4]) {
+    const message = `X-Turns: ${turns}\r\n${MESSAGE}`;
+    const client = await proxy.client();
+    const go = (left: number) => void (left === 0 ? client.socket.end() : setImmediate(go, left - 1));
+    goes = () => go(turns);
+    await client.envelope(SENDER, to);
+    client.write(`${message}.\r\n`);
+    await once(client.socket, 'close');
+    goes = null;
+    expect(await send(to, message), `${turns} turns`).toMatch(/^250 /);
+  }
+  await proxy.proxy.close();
+  await rm(ledgerDir, { recursive: true });
+});
+
 it('a recipient who was to get nothing is told of as the others are, where the message turns out to be none', async () => {
   proxy = await startProxy([{}, later(1)]);
   expect(await send(TWO)).toMatch(/^451/);
