@@ -222,9 +222,10 @@ export class MessageHistory {
     if (fingerprint === null || this.#body === null) return;
     const key = { reversePath: this.#reversePath, forwardPath: mailbox.address, fingerprint };
     const { octets, digest } = this.#body;
-    const known = this.#ledger.find(key)?.fate.kind;
+    const known = this.#ledger.find(key);
     // What is known already is not open any more.
-    if (known === fate.kind || (known !== undefined && fate.kind === 'pending')) return;
+    if (known !== null && fate.kind === 'pending') return;
+    if (known?.fate.kind === fate.kind && (known.durable || !this.#durable)) return;
     await this.#ledger.put({ ...key, octets, digest: digest.value, fate, durable: this.#durable });
   }
 

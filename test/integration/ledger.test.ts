@@ -536,6 +536,23 @@ it('mixed outcomes outlive the process with --ledger-dir', async () => {
   await rm(ledgerDir, { recursive: true });
 });
 
+it('a mixed outcome outlives the process also for whom an earlier try had delivered it', async () => {
+  const ledgerDir = await mkdtemp(join(tmpdir(), 'cutthrough-ledger-'));
+  proxy = await startProxy([{}, later(1)], { ledgerDir });
+  const client = await proxy.client();
+  await client.send(SENDER, ['u@a.example'], MESSAGE);
+  client.reset();
+  await until(async () => (await entries()) === 1);
+  expect(await send(TWO)).toMatch(/^451 4\.5\.0 .*1 of 2/);
+  const before = proxy;
+  await before.proxy.close();
+  const route = ['a', 'b'].map((name, at) => `${name}.example=${before.sinks[at]!.url}`);
+  proxy = await startProxyOnly({ route, ledgerDir }, before.sinks);
+  expect(await send(TWO)).toMatch(/^250/);
+  expect(copies()).toEqual([1, 1]);
+  await rm(ledgerDir, { recursive: true });
+});
+
 it('a mixed outcome of one LMTP next hop outlives the process, too', async () => {
   const ledgerDir = await mkdtemp(join(tmpdir(), 'cutthrough-ledger-'));
   let full = true;
