@@ -306,8 +306,12 @@ export class Transaction {
       const asked = fanOut.legs.flatMap((leg) => leg.recipients);
       const missed = this.#fallback?.missed ?? [];
       this.#due = missed.length === 0 ? asked : [...asked, ...missed.map(({ recipient }) => recipient)];
-      if (fanOut.legs.length > 1) await this.history.intend(asked, body);
-      if (this.#upstreamEnded) this.mayBeGone();
+      if (this.history.isOvertaken(this.#due, body))
+        this.#giveUp({ reply: stillDelivering(), result: 'deferred' });
+      else {
+        if (fanOut.legs.length > 1) await this.history.intend(asked, body);
+        if (this.#upstreamEnded) this.mayBeGone();
+      }
     }
     const teed = this.#refusal === null ? (this.#fallback?.write(this.#last) ?? null) : null;
     const outcomes = this.#refusal === null ? await fanOut.finish(this.#last) : null;

@@ -2,7 +2,8 @@
 //
 //   RCPT     asks(): whether anything is known of this sender and recipient (almost never);
 //   header   judge(): which recipients' fate is known, for it is the same message again;
-//   the end  isSame(): whether the body is the same, too. Only then is anything suppressed;
+//   the end  isSame(): whether the body is the same, too. Only then is anything suppressed; isOvertaken(): whether an earlier
+//            try has come to its end meanwhile;
 //   dots     intend(): with a journal and several legs, that the outcome is open; settled(): who has it, as that becomes known;
 //   verdict  told(): what the upstream is about to be told; then confirmed(), since a later command shows that it knows,
 //            or vanished(): it may not.
@@ -93,6 +94,23 @@ export class MessageHistory {
     const different = entries.filter((entry) => entry.octets !== octets || entry.digest !== digest.value);
     for (const entry of different) this.#ledger.drop(entry);
     return different.length === 0;
+  }
+
+  /**
+   * At the end, before the dots: by now recipients are on record of whom nothing was at RCPT. The upstream has sent the
+   * message before, and we have read the end of that only now.
+   */
+  isOvertaken(recipients: readonly Recipient[], body: Message): boolean {
+    if (this.#ledger.isEmpty) return false;
+    this.#body = body;
+    const isOurs = (recipient: Recipient) =>
+      this.#known?.has(recipient) === true || this.#intended.includes(recipient);
+    return recipients.some(
+      (recipient) =>
+        !isOurs(recipient) &&
+        this.#ledger.knows(this.#reversePath, recipient.mailbox.address) &&
+        this.#find(recipient) !== null,
+    );
   }
 
   /** Before several dots: their outcomes will be open for a moment, and one of them may be all we learn. */

@@ -162,7 +162,6 @@ export class StoredTransaction {
     record.nextHop = nextHop?.label ?? '';
     this.#record.told(record, recipientOk());
     this.#targets.push({ recipient, nextHop, record });
-    this.history.asks(recipient);
     return recipientOk();
   }
 
@@ -261,6 +260,8 @@ export class StoredTransaction {
 
   /** What is on record of the whole message: those who have it are left out from here on. */
   #repetition(body: MessageBody): Reply | null {
+    // Only now: the end of an earlier try may have been read since the RCPTs.
+    for (const { recipient } of this.#targets) this.history.asks(recipient);
     if (!this.history.hasSuspects) return null;
     if (!this.history.judge(body)) return stillDelivering();
     // Nobody has been kept from anything yet: a different message just goes its way.

@@ -32,6 +32,16 @@ async function send(to: readonly string[], message = MESSAGE): Promise<string> {
   return reply;
 }
 
+/** The same message twice, up to its end: so it looks where the first one's end waits to be read. */
+async function bothBeforeTheirDots(to: string[]): Promise<Readonly<{ first: Client; second: Client }>> {
+  const [first, second] = [await proxy.client(), await proxy.client()];
+  for (const client of [first, second]) {
+    await client.envelope(SENDER, to);
+    client.write(MESSAGE);
+  }
+  return { first, second };
+}
+
 const isMail = (line: string) => line.startsWith('MAIL');
 const copies = () => proxy.sinks.map((sink) => sink.messages.length);
 const suppressed = () => proxy.metric('cutthrough_duplicates_suppressed_total');
@@ -179,6 +189,19 @@ describe('when the upstream vanishes', () => {
     expect(await send(['u@a.example'])).toMatch(/^250/);
     expect(copies()).toEqual([1]);
     expect(await entries()).toBe(0);
+  });
+
+  it('and the end of its message is seen only when it is trying again, nobody gets a second copy', async () => {
+    proxy = await startProxy([{}]);
+    const { first, second } = await bothBeforeTheirDots(['u@a.example']);
+    first.write('.\r\n');
+    await until(() => proxy.transactions().length === 1);
+    first.reset();
+    await until(async () => (await entries()) === 1);
+    second.write('.\r\n');
+    expect(await second.reply()).toMatch(/^451 4\.4\.5/);
+    expect(await second.send(SENDER, ['u@a.example'], MESSAGE)).toMatch(/^250/);
+    expect(copies()).toEqual([1]);
   });
 
   it('and tries again before the answer has come, it is told to wait', async () => {
@@ -341,6 +364,19 @@ describe.each(['fast-path', 'spool'] as const)('mode %s', (mode) => {
     expect(await send(TWO)).toMatch(/^250/);
     expect(copies()).toEqual([1, 1]);
     expect(await suppressed()).toBe(1);
+    await rm(directory, { recursive: true });
+  });
+
+  it('delivers nothing again where the end of the first try is seen late', async () => {
+    const directory = await startWithSpool([{}, {}]);
+    const { first, second } = await bothBeforeTheirDots(TWO);
+    first.write('.\r\n');
+    await until(() => proxy.transactions().length === 1);
+    first.reset();
+    await until(async () => (await entries()) === 2);
+    second.write('.\r\n');
+    expect(await second.reply()).toMatch(/^250/);
+    expect(copies()).toEqual([1, 1]);
     await rm(directory, { recursive: true });
   });
 
