@@ -1,19 +1,26 @@
-// The long run of the simulation: more than ten thousand transactions.
+// The long run of the simulation: more than ten thousand transactions, and those around a proxy that is killed now and
+// then, or has two workers.
 import { expect, it } from 'vitest';
-import { POLICIES, SEED, simulate } from '../support/simulation/main.ts';
-import { spoolsForAll } from '../support/simulation/model.ts';
+import { KILLED, nameOf, POLICIES, SEED, simulate } from '../support/simulation/main.ts';
+import { type Policy, spoolsForAll } from '../support/simulation/model.ts';
 import { report } from '../support/tools.ts';
 
 const TRANSACTIONS = 2_500;
 /** Each takes several deliveries and a disk. */
 const SPOOLED = 600;
+/** In a process of its own. */
+const APART = 350;
 
-it.concurrent.each(POLICIES)(
-  `--mode $mode --fallback $fallback --mixed $mixed --dots $dots: nothing lost, damaged or avoidably duplicated (SIMULATION_SEED=${SEED})`,
-  async (policy) => {
+function transactionsOf(policy: Policy): number {
+  if (KILLED.includes(policy)) return APART;
+  return spoolsForAll(policy) ? SPOOLED : TRANSACTIONS;
+}
+
+it.concurrent.each([...POLICIES, ...KILLED].map((policy) => [nameOf(policy), policy] as const))(
+  `%s: nothing lost, damaged or avoidably duplicated (SIMULATION_SEED=${SEED})`,
+  async (_name, policy) => {
     const began = performance.now();
-    const transactions = spoolsForAll(policy) ? SPOOLED : TRANSACTIONS;
-    const { violations, ...figures } = await simulate(policy, transactions);
+    const { violations, ...figures } = await simulate(policy, transactionsOf(policy));
     const seconds = Math.round((performance.now() - began) / 1000);
     report(JSON.stringify({ ...policy, ...figures, violations: violations.length, seconds }));
     expect(violations).toEqual([]);

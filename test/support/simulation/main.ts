@@ -4,12 +4,12 @@ import { mkdtemp, readdir, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { setTimeout as sleep } from 'node:timers/promises';
-import pino from 'pino';
-import { createProxyFromConfig, type Proxy as RunningProxy } from '../../../src/app.ts';
-import { configOf, until } from '../proxy.ts';
+import { until } from '../proxy.ts';
+import type { Owner } from '../tools.ts';
 import { Chance } from './chance.ts';
-import { type Message, Model, type Policy, SENDERS, spoolsForAll } from './model.ts';
+import { type Message, MOST_DELAY_MS, Model, type Policy, SENDERS, spoolsForAll } from './model.ts';
 import { NextHop } from './next-hop.ts';
+import { inThisProcess, OwnProcess, type Subject } from './subject.ts';
 import { patience, Upstream } from './upstream.ts';
 
 const KINDS = {
@@ -28,13 +28,15 @@ const TWINS = 0.15;
 const NULL_REVERSE_PATHS = 0.05;
 /** Before so many of the messages somebody switches the fast path, mostly on: while it is off, the spool comes first. */
 const SWITCHES = 0.05;
+/** Between two kills, on average. */
+const LIFE_MS = 2_000;
 /** Long enough for a machine that is busy; only a stall waits for it. */
 const ACK_TIMEOUT = '2s';
 
 export type Report = Readonly<{
   seed: number;
-  /** Drawn, too. */
   ledger: 'in memory' | 'on disk';
+  kills: number;
   transactions: number;
   messages: number;
   duplicates: number;
@@ -55,21 +57,52 @@ export const POLICIES: readonly Policy[] = [
   { ...PLAIN, mode: 'fast-path' },
 ];
 
+/** As an operator would say it. */
+export function nameOf(policy: Policy): string {
+  const flags = Object.entries(policy).filter(([key]) => key !== 'ledger' && key !== 'killed');
+  const name = flags.map(([key, value]) => `--${key} ${value}`).join(' ');
+  return policy.killed === undefined ? name : `${name}, the ${policy.killed} killed`;
+}
+
+/** In a process of its own. */
+export const KILLED: readonly Policy[] = [
+  { ...PLAIN, killed: 'proxy', ledger: 'on disk' },
+  { ...PLAIN, killed: 'proxy', mixed: 'spool' },
+  { ...PLAIN, killed: 'proxy', fallback: 'spool' },
+  { ...PLAIN, killed: 'proxy', mode: 'spool' },
+  { ...PLAIN, killed: 'worker', workers: 2, ledger: 'in memory' },
+  { ...PLAIN, workers: 2, ledger: 'in memory' },
+];
+
 export const SEED = Number(process.env.SIMULATION_SEED || Math.floor(Math.random() * 2 ** 31));
 
 export async function simulate(policy: Policy, transactions: number, seed = SEED): Promise<Report> {
-  const model = new Model(policy);
+  const releases: (() => Promise<void>)[] = [];
+  try {
+    return await run(policy, transactions, seed, (release) => void releases.push(release));
+  } finally {
+    for (const release of releases) await release();
+  }
+}
+
+async function run(policy: Policy, transactions: number, seed: number, owner: Owner): Promise<Report> {
+  const { killed, ledger = new Chance(seed, -1).is(0.5) ? 'on disk' : 'in memory', ...chosen } = policy;
+  const model = new Model(policy, ledger === 'on disk' || killed === 'worker');
   const hops: NextHop[] = [];
   for (const [nth, domain] of DOMAINS.entries())
     hops.push(await NextHop.start(domain, model, new Chance(seed, -2 - nth), KINDS[domain]));
   const senders = await NextHop.start(SENDERS, model, new Chance(seed, -2 - DOMAINS.length), 'smtp');
   const directory = await mkdtemp(join(tmpdir(), 'cutthrough-simulation-'));
   const spoolDir = join(directory, 'spool');
-  const ledgerDir = new Chance(seed, -1).is(0.5) ? join(directory, 'ledger') : undefined;
+  const ledgerDir = ledger === 'on disk' ? join(directory, 'ledger') : undefined;
   const route = [...hops.map(({ url }, nth) => `${DOMAINS[nth]}=${url}`), `${SENDERS}=${senders.url}`];
-  const options = { ...policy, route, spoolDir, ledgerDir, ackTimeout: ACK_TIMEOUT, ...PATIENT };
-  const proxy = await createProxyFromConfig(configOf(options), pino({ level: 'silent' }));
-  const [smtp, lmtp] = proxy.addresses.listen as [string, string];
+  const options = { ...chosen, route, spoolDir, ledgerDir, ackTimeout: ACK_TIMEOUT, ...PATIENT };
+  const own =
+    killed === undefined && chosen.workers === undefined
+      ? null
+      : await OwnProcess.start(options, join(directory, 'config.yaml'), owner);
+  const proxy = own ?? (await inThisProcess(options));
+  const [smtp, lmtp] = proxy.listen as [string, string];
   const upstreams = Array.from(
     { length: SESSIONS },
     (_, at) => new Upstream(at < LMTP_SESSIONS ? lmtp : smtp, model),
@@ -77,6 +110,7 @@ export async function simulate(policy: Policy, transactions: number, seed = SEED
   const done: { message: Message; final: ReadonlyMap<string, string> }[] = [];
   const attempts = () => upstreams.reduce((sum, each) => sum + each.attempts, 0);
   let nth = 0;
+  let kills = 0;
   const work = async (upstream: Upstream) => {
     while (attempts() < transactions) {
       const chance = new Chance(seed, nth);
@@ -88,7 +122,20 @@ export async function simulate(policy: Policy, transactions: number, seed = SEED
     }
     upstream.close();
   };
-  await Promise.all(upstreams.map(work));
+  const kill = async (subject: OwnProcess, chance: Chance) => {
+    while (attempts() < transactions) {
+      await sleep(LIFE_MS / 2 + chance.below(LIFE_MS));
+      model.dies();
+      kills++;
+      if (killed === 'worker') await subject.killWorker(chance.below(2));
+      else await subject.kill();
+      await sleep(MOST_DELAY_MS * 3);
+      model.isDead();
+      if (killed === 'proxy') await subject.startAgain();
+    }
+  };
+  const killing = own !== null && killed !== undefined ? kill(own, new Chance(seed, -10)) : null;
+  await Promise.all([...upstreams.map(work), killing]);
   for (const name of ['transactions_active', 'queue_messages', 'buffered_bytes']) {
     // To ask is dear.
     await until(() => sleep(50).then(async () => (await metric(proxy, name)) === 0), 60_000);
@@ -98,14 +145,15 @@ export async function simulate(policy: Policy, transactions: number, seed = SEED
   const { violations, duplicates } = model;
   const report: Omit<Report, 'violations'> = {
     seed,
-    ledger: ledgerDir === undefined ? 'in memory' : 'on disk',
+    ledger,
+    kills,
     transactions: attempts(),
     messages: done.length,
     duplicates,
     suppressed: await metric(proxy, 'duplicates_suppressed_total'),
     results: await results(proxy),
   };
-  await proxy.close({ drainTimeoutMs: 200 });
+  await proxy.close();
   const left = (await readdir(directory, { recursive: true })).filter((name) =>
     /\.(eml|json|tmp)$/.test(name),
   );
@@ -165,17 +213,18 @@ async function deliver(upstream: Upstream, messages: readonly Message[], chance:
   return done;
 }
 
-async function switchFastPath(proxy: RunningProxy, enabled: boolean): Promise<void> {
+async function switchFastPath(proxy: Subject, enabled: boolean): Promise<void> {
   const body = JSON.stringify({ enabled });
-  await fetch(`http://${proxy.addresses.http}/fast-path`, { method: 'POST', body });
+  // It may be down.
+  await fetch(`http://${proxy.http()}/fast-path`, { method: 'POST', body }).catch(() => {});
 }
 
-async function metric(proxy: RunningProxy, name: string): Promise<number> {
+async function metric(proxy: Subject, name: string): Promise<number> {
   const found = new RegExp(`^cutthrough_${name} (.*)$`, 'm').exec(await proxy.metrics());
   return Number(found?.[1] ?? 0);
 }
 
-async function results(proxy: RunningProxy): Promise<string> {
+async function results(proxy: Subject): Promise<string> {
   const all = (await proxy.metrics()).matchAll(/^cutthrough_transactions_total\{.*result="(\w+)"\} (\d+)$/gm);
   return [...all].map(([, result, count]) => `${count} ${result}`).join(', ');
 }

@@ -7,7 +7,10 @@
 //     4xx: not all have; 5xx: nothing is in doubt;
 //   - what is queued reaches each recipient in the end, or its sender gets one notification of a refusal. There is none
 //     for the null reverse-path, for who has the message, and for whom the upstream was told of the refusal. A second one is
-//     allowed as a second copy is.
+//     allowed as a second copy is;
+//   - after a kill a second copy is allowed once more: where nothing but memory knew of the first, where what the upstream
+//     had not heard of may be queued, and where the queue had no time to note the first. What a mixed reply has counted is
+//     never forgotten where the ledger outlives the kill.
 import type { Chance } from './chance.ts';
 
 export type Fault = Readonly<{
@@ -32,13 +35,19 @@ const PHASES = ['mail', 'rcpt', 'data', 'body', 'dot', 'dot', 'dot', 'dot'] as c
 const STALLS = 0.01;
 const MOST_FAULTS = 3;
 const DELAYED = 0.3;
-const MOST_DELAY_MS = 30;
+export const MOST_DELAY_MS = 30;
 
 export type Policy = Readonly<{
   mode: 'cut-through' | 'fast-path' | 'spool';
   fallback: 'none' | 'fast-path' | 'spool';
   mixed: 'fail' | 'split' | 'spool';
   dots: 'together' | 'ordered';
+  /** Now and then, by SIGKILL: the process, or one of two workers. */
+  killed?: 'proxy' | 'worker';
+  /** Processes that share the listeners. */
+  workers?: number;
+  /** Drawn, where it isn't said. */
+  ledger?: 'in memory' | 'on disk';
 }>;
 
 /** Whatever is not delivered at once is the queue's. */
@@ -70,9 +79,27 @@ type Copy = {
   open: number;
   /** Of `told`, those before the attempt under way. */
   toldBefore: number;
+  /** The proxy has been told, and must not have forgotten it. */
+  known: boolean;
+  /** When it was told, milliseconds. */
+  toldAt: number;
+  /** What is known of it is on disk, or where else it outlives a kill. */
+  kept: boolean;
+  /** The upstream has read a 2xx, and won't send it again. */
+  promised: boolean;
+  /** Attempts of which a kill has hidden the end: each may have left one in the queue … */
+  hidden: number;
+  /** … that has not been delivered yet. */
+  strays: number;
   /** Of notifications, those that the sender's next hop has said to have. */
   notified: number;
+  notifiedAt: number;
+  /** Further ones that a kill may have caused. */
+  notifiable: number;
 };
+
+/** Until the queue has noted what a next hop has told it, at the most. */
+const NOTED_MS = 3_000;
 
 const NOTHING_YET: Copy = {
   told: 0,
@@ -81,7 +108,15 @@ const NOTHING_YET: Copy = {
   refusedData: false,
   open: 0,
   toldBefore: 0,
+  known: false,
+  toldAt: 0,
+  kept: false,
+  promised: false,
+  hidden: 0,
+  strays: 0,
   notified: 0,
+  notifiedAt: 0,
+  notifiable: 0,
 };
 
 type Known = {
@@ -98,13 +133,18 @@ export class Model {
   /** Second copies, all of them unavoidable. */
   duplicates = 0;
   readonly #policy: Policy;
+  readonly #ledgerOutlives: boolean;
+  /** From before a kill until all that was under way has come to its end: nobody may hear what is said now. */
+  #dying = false;
   readonly #messages = new Map<string, Known>();
   readonly #byEnvelope = new Map<string, Known[]>();
   /** By envelope and domain: what goes wrong at the visits to come. */
   readonly #faults = new Map<string, Fault[]>();
 
-  constructor(policy: Policy) {
+  /** @param ledgerOutlives what is on record does */
+  constructor(policy: Policy, ledgerOutlives: boolean) {
     this.#policy = policy;
+    this.#ledgerOutlives = ledgerOutlives;
   }
 
   add(message: Message): void {
@@ -143,6 +183,31 @@ export class Model {
     return this.#faults.get(`${envelope} ${domain}`)?.shift() ?? null;
   }
 
+  /** Before a kill. */
+  dies(): void {
+    this.#dying = true;
+    const now = performance.now();
+    for (const { copies, story } of this.#messages.values()) {
+      story.push('KILLED');
+      for (const copy of copies.values()) this.#forget(copy, now);
+    }
+  }
+
+  /** All that was under way at the kill has come to its end. */
+  isDead(): void {
+    this.#dying = false;
+  }
+
+  /** What is on record only where it ended with the process. */
+  #forget(copy: Copy, now: number): void {
+    const noted = copy.promised && copy.toldAt < now - NOTED_MS;
+    if (this.#spools && !copy.promised) copy.hidden = copy.open;
+    copy.known &&= noted || (copy.kept && copy.hidden === 0);
+    if (!noted) copy.strays = copy.hidden;
+    if (!this.#spools) return;
+    if (copy.notified === 0 || copy.notifiedAt > now - NOTED_MS) copy.notifiable += 1 + copy.hidden;
+  }
+
   /** The upstream begins. */
   attempted({ id }: Message, fault: string | null): void {
     this.#messages.get(id)!.story.push(fault === null ? 'ATTEMPT' : `ATTEMPT (${fault})`);
@@ -174,10 +239,16 @@ export class Model {
     if (!wire.subarray(-message.wire.length).equals(message.wire))
       this.#violated(known, 'damaged or truncated');
     if (!complete) this.#violated(known, 'completed before its end had come');
-    if (copy.told > 0) this.#violated(known, `<${recipient}> has it twice`);
+    if (copy.known && copy.strays === 0) this.#violated(known, `<${recipient}> has it twice`);
+    else if (copy.known) copy.strays--;
     if (copy.told + copy.untold > 0) this.duplicates++;
-    if (told) copy.told++;
-    else copy.untold++;
+    if (!told) {
+      copy.untold++;
+      return;
+    }
+    copy.told++;
+    copy.toldAt = performance.now();
+    copy.known ||= !this.#dying;
   }
 
   #notification(text: string, sender: string, told: boolean): void {
@@ -195,8 +266,11 @@ export class Model {
         continue;
       }
       if (!copy.refused) this.#violated(known, `notified of <${recipient}>, which was not refused`);
-      if (copy.notified > 0) this.#violated(known, `notified of <${recipient}> twice`);
-      if (told) copy.notified++;
+      if (copy.notified > 0 && copy.notifiable-- <= 0)
+        this.#violated(known, `notified of <${recipient}> twice`);
+      if (!told) continue;
+      copy.notified++;
+      copy.notifiedAt = performance.now();
     }
   }
 
@@ -225,6 +299,8 @@ export class Model {
     const own = whom.length === 1 && its[0]!.open === 1 && its[0]!.told > its[0]!.toldBefore;
     if (own && accepted.length > 1 && !reply.startsWith('2')) this.#violated(known, `<${whom[0]}> has it`);
     if (!reply.startsWith('2')) for (const copy of its) copy.open--;
+    // Who has it is counted there, and so on record.
+    if (this.#ledgerOutlives && / 4\.5\.0 /.test(reply)) for (const copy of all) copy.kept ||= copy.known;
     if (!/^[245]\d\d /.test(reply)) this.#violated(known, 'that is no answer');
     else if (spoolsForAll(this.#policy)) this.#answeredWithSpool(known, its, reply);
     else this.#answeredWithout(known, all, its, reply);
@@ -250,14 +326,14 @@ export class Model {
     if (reply.startsWith('2') && !cared && !isQueued(reply)) this.#violated(known, 'nobody sees to it');
     // 4.4.5: whoever sends it again while it is still being delivered has to wait.
     if (reply.startsWith('4') && !reply.includes('4.4.5')) this.#violated(known, 'it could have been queued');
-    if (reply.startsWith('5') && !its.every(({ told, refused }) => told === 0 && refused))
+    if (reply.startsWith('5') && !its.every(({ known, refused }) => !known && refused))
       this.#violated(known, 'not all have refused it');
   }
 
   /** What goes wrong before the dots is told to each alike. */
   #answeredWithout(known: Known, all: readonly Copy[], its: readonly Copy[], reply: string): void {
-    const have = all.every(({ told }) => told > 0);
-    const nobody = all.every(({ told }) => told === 0);
+    const have = all.every(({ known }) => known);
+    const nobody = all.every(({ known }) => !known);
     const cared = its.every(({ told, open }) => told > 0 || (this.#spools && open > 1));
     // A refusal of DATA is that of all, also when it comes late, since the header was waited for; and with ordered dots so is
     // the first one while nobody has the message.
@@ -272,6 +348,14 @@ export class Model {
       this.#violated(known, 'something is in doubt');
   }
 
+  /** The upstream acts on what it was told: it won't send the message again. */
+  heard({ id }: Message, recipient: string, reply: string): void {
+    const copy = this.#messages.get(id)!.copies.get(recipient)!;
+    copy.promised = reply.startsWith('2');
+    // Who has it stands in the envelope of what is queued, unless the queue has begun with it meanwhile.
+    if (!spoolsForAll(this.#policy)) copy.kept ||= copy.known && copy.promised;
+  }
+
   /** Some of the mail is the queue's. */
   get #spools(): boolean {
     return spoolsForAll(this.#policy) || this.#policy.mixed === 'spool';
@@ -280,13 +364,19 @@ export class Model {
   /** In the end, when the queue is empty. */
   final({ id, sender }: Message, recipient: string, reply: string): void {
     const known = this.#messages.get(id)!;
-    const { told, refused, notified, open } = known.copies.get(recipient)!;
+    const { told, refused, notified, notifiable, open } = known.copies.get(recipient)!;
     const isDone = told > 0 || (this.#spools && refused && (notified > 0 || sender === ''));
     if (reply.startsWith('2') && !isDone)
       this.#violated(known, `<${recipient}> was promised it by "${reply}"`);
-    if (told > 0 && notified > 0) this.#violated(known, `notified of <${recipient}>, which has it`);
+    // A message that is there twice, since its upstream could not know, can be refused for one of the two.
+    if (told > 0 && notified > 0 && notifiable <= 0)
+      this.#violated(known, `notified of <${recipient}>, which has it`);
     if (reply.startsWith('5') && open === 0 && notified > 0)
       this.#violated(known, `notified of <${recipient}>, although told of its refusal`);
+  }
+
+  storyOf({ id }: Message): string {
+    return this.#messages.get(id)!.story.join('\n  ');
   }
 
   #violated({ message, story }: Known, what: string): void {

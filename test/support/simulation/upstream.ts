@@ -24,6 +24,7 @@ const FAULTS = [
 type Fault = (typeof FAULTS)[number] | null;
 
 const MOST_ATTEMPTS = 60;
+const GREETING_MS = 5_000;
 
 /** As a queue has it: what a next hop keeps open for an --ack-timeout must not take up all the attempts. */
 export async function patience(attempts: number): Promise<void> {
@@ -50,7 +51,8 @@ export class Upstream {
   async deliver(message: Message, chance: Chance): Promise<ReadonlyMap<string, string>> {
     const final = new Map<string, string>();
     for (let nth = 0; final.size < message.recipients.length; nth++) {
-      if (nth === MOST_ATTEMPTS) throw new Error(`${message.id} comes to no end`);
+      if (nth === MOST_ATTEMPTS)
+        throw new Error(`${this.#model.storyOf(message)}\n${message.id} comes to no end`);
       await this.attempt(message, final, chance);
       await patience(nth);
     }
@@ -61,7 +63,7 @@ export class Upstream {
   async attempt(message: Message, final: Map<string, string>, chance: Chance): Promise<void> {
     const fault = chance.is(FAULTY) ? chance.of(FAULTS) : null;
     if (this.#client?.closed) this.#client = null;
-    this.#client ??= this.#lmtp ? await Client.lhlo(this.#port) : await Client.hello(this.#port);
+    this.#client ??= await this.#connect();
     this.#hearsEach = this.#lmtp || (this.#model.offersPrdr && chance.is(PRDR));
     this.attempts++;
     this.#model.attempted(message, fault);
@@ -69,6 +71,22 @@ export class Upstream {
     if (goesOn && chance.is(0.7)) return;
     if (goesOn) await this.#client.command('QUIT');
     this.close();
+  }
+
+  /**
+   * Waits for a proxy that is being started again. A connection that was just handed to a worker when that was killed is
+   * nobody's: Node's cluster neither gives it to another one nor closes it.
+   */
+  async #connect(): Promise<Client> {
+    for (;;) {
+      const client = await Client.open(this.#port).catch(() => sleep(20, null));
+      const greeting = await client?.reply(GREETING_MS).catch(() => 'closed');
+      if (client && greeting?.startsWith('220')) {
+        await client.command(`${this.#lmtp ? 'LHLO' : 'EHLO'} client.example`);
+        return client;
+      }
+      client?.destroy();
+    }
   }
 
   close(): void {
@@ -111,7 +129,11 @@ export class Upstream {
     }
     const answers = await this.#answers(client, message, accepted);
     if (answers === null || fault?.startsWith('deaf')) return false;
-    for (const [each, reply] of answers) if (/^[25]/.test(reply)) final.set(each, reply);
+    for (const [each, reply] of answers) {
+      if (!/^[25]/.test(reply)) continue;
+      final.set(each, reply);
+      this.#model.heard(message, each, reply);
+    }
     return !ahead;
   }
 
