@@ -4,7 +4,13 @@
 import type { ForwardClient } from '../config.ts';
 import type { DurationPhase } from '../metrics.ts';
 import type { NextHop } from '../routing/routes.ts';
-import { type Capabilities, mailCommand, rcptCommand, refusalBeforeMail } from '../smtp/capabilities.ts';
+import {
+  type Capabilities,
+  mailCommand,
+  rcptCommand,
+  refusalBeforeMail,
+  refusalBeforeRcpt,
+} from '../smtp/capabilities.ts';
 import type { Recipient, Submission } from '../smtp/envelope.ts';
 import {
   legLost,
@@ -49,6 +55,8 @@ export class Leg {
   readonly nextHop: NextHop;
   /** The recipients that the next hop has accepted, in the order of its replies. */
   readonly recipients: Recipient[] = [];
+  /** Those for whom there is room in another transaction, by the next hop's own limits (RFC 9422). */
+  readonly beyondLimits: Recipient[] = [];
   /** Where the leg is, for /status and the log. */
   phase: 'queue' | 'connect' | 'envelope' | 'data' | 'body' | 'dot' | 'withheld' | 'done' = 'connect';
 
@@ -73,6 +81,8 @@ export class Leg {
   /** The session has carried messages before: that the peer has closed it meanwhile, or wants no more, is no failure. */
   #reused = false;
   #mail: Promise<Exchange> | null = null;
+  /** The domains of the recipients asked about. */
+  #asked: string[] = [];
   /** The answer to every recipient, once the next hop has refused the sender. */
   #senderRefused: Reply | null = null;
   /** Where the peer doesn't pipeline: settles when the last command was answered. */
@@ -153,6 +163,13 @@ export class Leg {
     if (this.#senderRefused !== null) return this.#senderRefused;
     const refusal = refusalBeforeMail(this.#submission.sender.params, session.capabilities);
     if (refusal !== null) return refusal;
+    const { domain } = recipient.mailbox;
+    const putOff = refusalBeforeRcpt(domain ?? '', this.#asked, session.capabilities);
+    if (putOff !== null) {
+      this.beyondLimits.push(recipient);
+      return putOff;
+    }
+    this.#asked.push(domain ?? '');
     if (session.capabilities.pipelining) return this.#envelope(session, recipient);
     // By then the session may be another one.
     const turn = this.#turn.then(() =>
@@ -180,6 +197,7 @@ export class Leg {
     else if (left.length === 0) this.#enter('done', at);
     if (left.length === 0) return null;
     this.#mail = null;
+    this.#kept!.messages++;
     // The message is on its way: no time to open another one.
     this.#reused = false;
     for (const recipient of left) {
@@ -434,6 +452,7 @@ export class Leg {
     this.#kept = null;
     this.#ready = null;
     this.#mail = null;
+    this.#asked = [];
     this.#turn = Promise.resolve();
     this.#reused = false;
     this.#enter('connect', this.#deps.now());

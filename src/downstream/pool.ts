@@ -16,6 +16,7 @@ export type KeptSession = {
   readonly session: DownstreamSession;
   readonly host: HopHost;
   readonly nextHop: NextHop;
+  /** MAILs, that is: the last may have gone no further. */
   messages: number;
   /** Whom the next hop was told that it speaks for; empty without --forward-client. */
   readonly identity: string;
@@ -185,9 +186,13 @@ export class SessionPool {
     return null;
   }
 
-  #isWornOut({ messages, openedAt }: KeptSession): boolean {
+  #isWornOut({ messages, openedAt, session }: KeptSession): boolean {
     const { sessionIdleTimeoutMs, sessionMaxAgeMs, sessionMaxMessages } = this.#deps.config;
-    if (sessionIdleTimeoutMs === 0 || messages >= sessionMaxMessages) return true;
+    const { mailMax, rcptDomainMax } = session.capabilities;
+    if (sessionIdleTimeoutMs === 0 || messages >= Math.min(sessionMaxMessages, mailMax ?? Infinity))
+      return true;
+    // Counted over the whole session (RFC 9422 §4.3), and the next message is for somebody else.
+    if (rcptDomainMax !== null) return true;
     return this.#deps.now() - openedAt >= sessionMaxAgeMs;
   }
 

@@ -190,6 +190,11 @@ export const nextHopLacksSmtputf8 = () => reply(550, '5.6.7', 'the next hop does
 export const announcingDenied = () => reply(550, '5.7.0', 'not permitted');
 export const relayingDenied = () => reply(550, '5.7.1', 'relaying denied');
 export const tooManyRecipients = () => reply(452, '4.5.3', 'too many recipients');
+/** A next hop's own limits (RFC 9422). */
+export const tooManyForNextHop = () =>
+  reply(452, '4.5.3', 'too many recipients for the next hop, send the others in another transaction');
+export const tooManyDomainsForNextHop = () =>
+  reply(451, '4.3.0', 'too many domains for the next hop, send this one in a transaction of its own');
 /** --mixed split: one reply can tell the truth for one next hop. */
 export const otherNextHop = () =>
   reply(451, '4.3.0', 'another next hop than the first recipient, send it in a transaction of its own');

@@ -36,13 +36,31 @@ export type Delivered = Readonly<{
 /** `soft`: a leg whose dot is not out is dropped; `hard`: every leg. */
 export type Interrupt = Readonly<{ soft: AbortSignal; hard: AbortSignal }>;
 
-/** Never rejects. */
+/** In as many transactions as the next hop's own limits ask for (RFC 9422). Never rejects. */
 export async function deliver(
   nextHop: NextHop,
   delivery: Delivery,
   deps: DeliveryDeps,
   interrupt: Interrupt,
 ): Promise<Delivered> {
+  const first = await deliverOnce(nextHop, delivery, deps, interrupt);
+  const outcomes = new Map(first.outcomes);
+  let { left } = first;
+  while (left.length > 0) {
+    const next = await deliverOnce(nextHop, { ...delivery, recipients: left }, deps, interrupt);
+    for (const [recipient, outcome] of next.outcomes) outcomes.set(recipient, outcome);
+    left = next.left;
+  }
+  return { outcomes, reached: first.reached };
+}
+
+/** `left`: those for whom there is room in a transaction of their own. */
+async function deliverOnce(
+  nextHop: NextHop,
+  delivery: Delivery,
+  deps: DeliveryDeps,
+  interrupt: Interrupt,
+): Promise<Delivered & { left: readonly Recipient[] }> {
   const { recipients, body, line } = delivery;
   const leg = new Leg(nextHop, delivery, deps.leg, line);
   const outcomes = new Map<Recipient, Outcome>();
@@ -63,7 +81,9 @@ export async function deliver(
       const results = await sendBody(leg, body, deps);
       for (const [at, recipient] of leg.recipients.entries()) outcomes.set(recipient, results[at]!);
     }
-    return { outcomes, reached: leg.reached };
+    // A next hop that was lost gets no more of it now.
+    const left = leg.isAlive || leg.isReleased ? leg.beyondLimits : [];
+    return { outcomes, reached: leg.reached, left };
   } finally {
     interrupt.soft.removeEventListener('abort', dropBeforeDot);
     interrupt.hard.removeEventListener('abort', drop);

@@ -8,6 +8,7 @@ import {
   parseCapabilities,
   rcptCommand,
   refusalBeforeMail,
+  refusalBeforeRcpt,
 } from '../../src/smtp/capabilities.ts';
 
 const codePoint = fc.oneof(fc.nat(0x7f), fc.nat(0x9f), fc.nat(0x10ffff));
@@ -63,6 +64,21 @@ describe('parseCapabilities', () => {
     expect(parseCapabilities(['PRDR'], { lmtp: true }).prdr).toBe(false);
   });
 
+  const none = { mailMax: null, rcptMax: null, rcptDomainMax: null };
+  it.each<[string, Partial<Capabilities>]>([
+    ['LIMITS MAILMAX=10 RCPTMAX=2 RCPTDOMAINMAX=1', { mailMax: 10, rcptMax: 2, rcptDomainMax: 1 }],
+    ['limits  rcptmax=999999', { ...none, rcptMax: 999_999 }],
+    ['LIMITS OTHER=1 XRCPTMAX=3 RCPTMAX2=4 MAILMAX=5', { ...none, mailMax: 5 }],
+    // RFC 9422 §4: at most six digits, and no limit is 0.
+    ['LIMITS MAILMAX=0 RCPTMAX=-1 RCPTDOMAINMAX=1000000', none],
+    ['LIMITS MAILMAX RCPTMAX= RCPTDOMAINMAX=1=2', none],
+    ['LIMITS MAILMAX=1x RCPTMAX=0x10 RCPTDOMAINMAX=01', none],
+    ['LIMITS', none],
+    ['XLIMITS MAILMAX=10', none],
+  ])('%s', (line, limits) => {
+    expect(parseCapabilities([line])).toMatchObject(limits);
+  });
+
   it('takes whatever a peer sends', () => {
     fc.assert(
       fc.property(fc.array(fc.string({ unit: anyCharacter })), (lines) => {
@@ -91,6 +107,23 @@ describe('mailCommand', () => {
   ])('%s', (_, line, offered, wire) => {
     const { mailbox, params } = sender(line);
     expect(mailCommand(mailbox, params, offered)).toBe(wire);
+  });
+});
+
+describe('refusalBeforeRcpt', () => {
+  it.each<[string, readonly string[], string, number | null]>([
+    ['', ['a.example', 'b.example'], 'c.example', null],
+    ['RCPTMAX=2', ['a.example'], 'a.example', null],
+    ['RCPTMAX=2', ['a.example', 'a.example'], 'a.example', 452],
+    ['RCPTDOMAINMAX=1', [], 'a.example', null],
+    ['RCPTDOMAINMAX=1', ['a.example', 'a.example'], 'a.example', null],
+    ['RCPTDOMAINMAX=1', ['a.example'], 'b.example', 451],
+    ['RCPTDOMAINMAX=2', ['a.example', 'a.example'], 'b.example', null],
+    ['RCPTDOMAINMAX=2', ['a.example', 'b.example'], 'c.example', 451],
+    ['RCPTMAX=2 RCPTDOMAINMAX=1', ['a.example', 'a.example'], 'b.example', 452],
+  ])('%s after %j, %s: %s', (limits, asked, domain, code) => {
+    const offered = parseCapabilities([`LIMITS ${limits}`]);
+    expect(refusalBeforeRcpt(domain, asked, offered)?.code ?? null).toBe(code);
   });
 });
 
