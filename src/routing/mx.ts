@@ -101,18 +101,46 @@ const NEGATIVE_TTL_MS = 30_000;
 const TEMPORARY_TTL_MS = 5_000;
 const MAX_CACHED = 10_000;
 
+/** Answers that say something of the server only; another one may know better. */
+const LAME = new Set(['ESERVFAIL', 'EREFUSED', 'ENOTIMP', 'EFORMERR']);
+
 /**
  * The resolver of the operating system's servers, or of `servers` (`address:port`).
  * `timeoutMs` is the first of two tries; the second waits longer.
  */
 export function systemDns(servers: readonly string[], timeoutMs = 2_000): DnsClient {
-  const resolver = new Resolver({ timeout: timeoutMs, tries: 2 });
-  if (servers.length > 0) resolver.setServers(servers);
+  const options = { timeout: timeoutMs, tries: 2 };
+  const all = new Resolver(options);
+  if (servers.length > 0) all.setServers(servers);
+  // Of its own accord it goes on to the next server only where one is silent.
+  const others = all
+    .getServers()
+    .map((_, at, each) => each.slice(at))
+    .slice(1)
+    .map((rest) => {
+      const resolver = new Resolver(options);
+      resolver.setServers(rest);
+      return resolver;
+    });
+
+  async function ask<T>(query: (resolver: Resolver) => Promise<T>): Promise<T> {
+    let asked = query(all);
+    for (const resolver of others) {
+      try {
+        return await asked;
+      } catch (error) {
+        if (!LAME.has((error as NodeJS.ErrnoException).code ?? '')) throw error;
+        asked = query(resolver);
+      }
+    }
+    return await asked;
+  }
+
   return {
-    resolveMx: (name) => resolver.resolveMx(name),
-    resolve4: (name) => resolver.resolve4(name, { ttl: true }),
-    resolve6: (name) => resolver.resolve6(name, { ttl: true }),
-    resolveTxt: (name) => resolver.resolveTxt(name),
+    resolveMx: (name) => ask((resolver) => resolver.resolveMx(name)),
+    resolve4: (name) => ask((resolver) => resolver.resolve4(name, { ttl: true })),
+    resolve6: (name) => ask((resolver) => resolver.resolve6(name, { ttl: true })),
+    resolveTxt: (name) => ask((resolver) => resolver.resolveTxt(name)),
   };
 }
 

@@ -92,6 +92,16 @@ describe('systemDns', () => {
     await expect(impatientDns.resolveMx('silent.example')).rejects.toMatchObject({ code: 'ETIMEOUT' });
     expect(server.count('silent.example')).toBe(2);
   });
+
+  it.each(['SERVFAIL', 'REFUSED'] as const)('asks the next server where one says %s', async (failure) => {
+    const lame = await startDnsServer({ 'mx1.a.example': failure, 'gone.example': failure });
+    const both = systemDns([lame.address, server.address]);
+    expect(await both.resolve6('mx1.a.example')).toHaveLength(1);
+    await expect(both.resolveMx('gone.example')).rejects.toMatchObject({ code: 'ENOTFOUND' });
+    await expect(both.resolve4('real.a.example')).rejects.toMatchObject({ code: 'ENOTFOUND' });
+    expect(server.count('real.a.example')).toBe(0);
+    await lame.close();
+  });
 });
 
 describe('the MX resolver over real DNS', () => {
