@@ -9,6 +9,7 @@ import pRetry, { AbortError } from 'p-retry';
 import type { Config } from '../config.ts';
 import type { HopHost, NextHop } from '../routing/routes.ts';
 import { replyClass } from '../smtp/reply.ts';
+import { Wait } from '../wait.ts';
 import { type Introduction, proxyHeaderFor } from './forward-client.ts';
 import {
   DownstreamSession,
@@ -48,7 +49,7 @@ export type ConnectDeps = Readonly<{
     | 'commandTimeoutMs'
   >;
   /** Addresses of a static next hop's host name, in the order to try. Rejects when there are none. */
-  lookup: (host: string, signal: AbortSignal) => Promise<readonly string[]>;
+  lookup: (host: string) => Promise<readonly string[]>;
   onResult: (result: ConnectResult) => void;
   onRetry: () => void;
   onReply: SessionOptions['onReply'];
@@ -179,14 +180,22 @@ async function lookUp(
   signal: AbortSignal,
   watch: ConnectWatch,
 ): Promise<readonly string[]> {
+  const wait = new Wait();
+  const onAbort = () => wait.cut();
+  signal.addEventListener('abort', onAbort);
+  let failure: ConnectError;
   try {
-    return await deps.lookup(host.host, signal);
+    const found = await wait.for(deps.lookup(host.host));
+    if (found !== null) return found;
+    failure = new ConnectError('timeout', `looking up ${host.host} took too long`);
   } catch (cause) {
     deps.onResult('dns');
-    const failure = new ConnectError('dns', `no address for ${host.host}`, { cause });
-    watch.onTried(host, null, failure.message);
-    throw failure;
+    failure = new ConnectError('dns', `no address for ${host.host}`, { cause });
+  } finally {
+    signal.removeEventListener('abort', onAbort);
   }
+  watch.onTried(host, null, failure.message);
+  throw failure;
 }
 
 async function tryAddress(

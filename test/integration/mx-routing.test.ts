@@ -29,6 +29,7 @@ const ZONE: Zone = {
   'implicit.example': { A: ['127.0.0.1'] },
   'null.example': { MX: [[0, '.']] },
   'broken.example': 'SERVFAIL',
+  'silent.example': 'TIMEOUT',
   'private.example': { MX: [[10, 'inside.example']] },
   'inside.example': { A: ['10.0.0.1'] },
   'own.example': {
@@ -72,6 +73,18 @@ describe('RCPT', () => {
     const client = await (await start()).client();
     await client.command('MAIL FROM:<s@src.example>');
     expect(await client.command(`RCPT TO:<u@${domain}>`)).toMatch(reply);
+  });
+
+  it.each([
+    ['mx', /^451 4\.4\.3 /],
+    ['smtp://silent.example:25', /^451 4\.4\.1 .*silent\.example:25 .* 1 attempt: .* took too long/],
+  ])('is answered within --rcpt-deadline while the DNS is silent (%s)', async (nextHop, reply) => {
+    proxy = await startProxyOnly({ dns: [dns.address], route: [`*=${nextHop}`], rcptDeadline: '150ms' });
+    const client = await proxy.client();
+    await client.command('MAIL FROM:<s@src.example>');
+    const began = performance.now();
+    expect(await client.command('RCPT TO:<u@silent.example>')).toMatch(reply);
+    expect(performance.now() - began).toBeLessThan(1_000);
   });
 
   it('shares one session between domains with the same servers', async () => {
