@@ -105,6 +105,8 @@ const MAX_REPLY_OCTETS = 16 * 1024;
 /** Replies that need not be parsed again. */
 const MAX_KNOWN = 4;
 const MAX_KNOWN_OCTETS = 128;
+/** An EHLO line; some old servers have AUTH=. */
+const USABLE_AUTH = /^AUTH[ =](?:.*[ =])?(?:PLAIN|LOGIN|CRAM-MD5)(?: |$)/i;
 /** How long a QUIT may take before the socket is destroyed. */
 const QUIT_TIMEOUT_MS = 5_000;
 /** smtp-connection's own timers must never fire before ours. */
@@ -450,6 +452,9 @@ export class DownstreamSession extends Base {
       return new OpenError('auth', detail, reply, this.lost?.cause === 'timeout', cause);
     };
     if (!this.secure && !this.#options.authInClear) throw refuse('credentials are not sent without TLS');
+    // The library would say AUTH PLAIN, and a server that doesn't know that may well log it.
+    if (!this.offers.some((line) => USABLE_AUTH.test(line)))
+      throw refuse('AUTH is not offered by PLAIN, LOGIN or CRAM-MD5');
     return new Promise((resolve, reject) => {
       this.once('end', () => reject(refuse('connection lost during AUTH')));
       this.login({ ...auth }, (error: PeerError | null) => {

@@ -485,6 +485,18 @@ describe('towards a next hop', () => {
       await until(() => peer.sockets.every(({ destroyed }) => destroyed));
     });
 
+    it.each([
+      ['no AUTH', {}],
+      ['no mechanism of ours', { auth: 'GSSAPI XOAUTH2' }],
+    ])('are not sent where %s is offered', async (_, offered) => {
+      const peer = await TlsPeer.start(offered, own);
+      const client = await startTo(peer, '', authRoute(peer));
+      await client.command('MAIL FROM:<s@src.example>');
+      expect(await client.command('RCPT TO:<u@a.example>')).toMatch(/^451 4\.4\.1 .*AUTH/);
+      expect(peer.lines('AUTH')).toHaveLength(0);
+      expect(peer.lines('MAIL')).toHaveLength(0);
+    });
+
     const outside = Object.values(networkInterfaces())
       .flat()
       .find((each) => each?.family === 'IPv4' && !each.internal)?.address;
