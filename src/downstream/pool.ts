@@ -191,6 +191,8 @@ export class SessionPool {
     const { mailMax, rcptDomainMax } = session.capabilities;
     if (sessionIdleTimeoutMs === 0 || messages >= Math.min(sessionMaxMessages, mailMax ?? Infinity))
       return true;
+    // It would be taken for the answer to the next MAIL.
+    if (session.hasUnread) return true;
     // Counted over the whole session (RFC 9422 §4.3), and the next message is for somebody else.
     if (rcptDomainMax !== null) return true;
     return this.#deps.now() - openedAt >= sessionMaxAgeMs;

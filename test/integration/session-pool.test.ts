@@ -256,6 +256,22 @@ describe('--max-sessions-per-next-hop', () => {
     expect(await second).toMatch(/^250/);
   });
 
+  it.each(['550 5.7.1 no', '450 4.7.1 no', '250 2.0.0 ok', '25'])(
+    'is left by a session whose next hop said more than its answer (%s)',
+    async (more) => {
+      const dot = (_: string, nth: number) => (nth === 0 ? `250 2.0.0 queued\n${more}` : null);
+      proxy = await startProxy([{ script: { dot } }], { maxSessionsPerNextHop: 1 });
+      const slow = await holder();
+      const second = send(await proxy.client());
+      await until(async () => (await waiting()) === 1);
+      slow.write('x\r\n.\r\n');
+      expect(await slow.reply()).toMatch(/^250/);
+      expect(await second).toMatch(/^250/);
+      expect([sinkOf(0).messages.length, sinkOf(0).connections]).toEqual([2, 2]);
+      expect(verbs(sinkOf(0)).filter((verb) => verb === 'MAIL')).toHaveLength(1);
+    },
+  );
+
   it('is waited for no longer than --rcpt-deadline', async () => {
     proxy = await startProxy([{}], { maxSessionsPerNextHop: 1, rcptDeadline: '150ms' });
     const slow = await holder();
