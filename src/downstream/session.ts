@@ -174,7 +174,7 @@ export class DownstreamSession extends Base {
    */
   static async open(options: SessionOptions, signal: AbortSignal): Promise<DownstreamSession> {
     const session = new DownstreamSession(options);
-    const onAbort = () => session.abort();
+    const onAbort = () => session.#lose({ kind: 'lost', cause: 'aborted', detail: 'took too long' });
     signal.addEventListener('abort', onAbort, { once: true });
     try {
       await session.#connect();
@@ -355,12 +355,14 @@ export class DownstreamSession extends Base {
 
   override _actionGreeting(text: string): void {
     this.#observe('greeting', text);
-    this.#enter('ehlo');
+    if (text.startsWith('220')) this.#enter('ehlo');
     super._actionGreeting(text);
   }
 
   override _actionEHLO(text: string): void {
     this.#observe('ehlo', text);
+    // The library goes on with HELO, or ends it.
+    if (!text.startsWith('2')) return super._actionEHLO(text);
     const { startTls } = this.#options;
     const offered = /[ -]STARTTLS\b/im.test(text);
     if (!this.secure && startTls !== 'ignore' && (offered || startTls === 'required'))

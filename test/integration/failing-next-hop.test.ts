@@ -2,8 +2,8 @@
 // nothing left open. With one leg, and with a second, sound one that must not be left with the message alone.
 import { afterEach, describe, expect, it } from 'vitest';
 import type { Client } from '../support/client.ts';
-import { startProxy, type TestProxy, until } from '../support/proxy.ts';
-import type { Act, Phase } from '../support/sink.ts';
+import { startProxy, startProxyOnly, type TestProxy, until } from '../support/proxy.ts';
+import { type Act, type Phase, Sink } from '../support/sink.ts';
 
 let proxy: TestProxy;
 afterEach(async () => {
@@ -29,9 +29,11 @@ function expected(phase: Phase, failure: string): RegExp {
     failure === '4xx' ? /^452 4\.2\.2 mailbox full$/ : failure === '5xx' ? /^550 5\.7\.1 no thanks$/ : null;
   switch (phase) {
     case 'greeting':
+      // A RST may come before the connection is seen to stand.
+      return /^451 4\.4\.1 .*127\.0\.0\.1.* [12] attempts?: .* (\(greeting\)|ECONNRESET)$/;
     case 'ehlo':
       // A 5xx to EHLO is followed by HELO, which the script answers the same.
-      return /^451 4\.4\.1 .*127\.0\.0\.1.* [12] attempt/;
+      return /^451 4\.4\.1 .*127\.0\.0\.1.* [12] attempts?: .* \(ehlo\)$/;
     case 'mail':
     case 'rcpt':
     case 'data':
@@ -106,6 +108,22 @@ for (const phase of PHASES) {
     }
   });
 }
+
+it.each(['421 4.3.2 not now', '502 5.5.1 what'])('an EHLO answered %s is no failure of TLS', async (ehlo) => {
+  const sink = await Sink.start({ script: { ehlo } });
+  proxy = await startProxyOnly({ route: [`*=${sink.url}?tls=require`], connectRetries: 0 }, [sink]);
+  expect(await attempt(['u@a.example'], false)).toMatch(/refused with \d{3} \(ehlo\)$/);
+  const attempts = 'cutthrough_downstream_connect_attempts_total';
+  expect(await proxy.metric(`${attempts}{result="greeting"}`)).toBe(1);
+  expect(await proxy.metric(`${attempts}{result="tls"}`)).toBe(0);
+});
+
+it('says so where --rcpt-deadline ends a session before its greeting', async () => {
+  proxy = await startProxy([{ script: { greeting: { act: 'stall' } } }], { rcptDeadline: '100ms' });
+  expect(await attempt(['u@a.example'], false)).toMatch(
+    /^451 4\.4\.1 .* 1 attempt: took too long \(greeting\)$/,
+  );
+});
 
 describe('a 2xx that comes before our dot', () => {
   it.each(['data', 'body'] as const)('at %s is never an acknowledgement', async (phase) => {
