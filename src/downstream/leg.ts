@@ -190,7 +190,7 @@ export class Leg {
     const { session } = this;
     this.recipients.length = 0;
     if (session === null || session.lost !== null) return this.#failedFor(left, null);
-    const reset = await session.exchange([{ phase: 'mail', line: 'RSET' }])[0]!;
+    const reset = await session.exchange([{ phase: null, line: 'RSET' }])[0]!;
     const at = this.#deps.now();
     this.#markReply('reset', at, reset);
     if (!positive(reset)) this.drop();
@@ -490,7 +490,8 @@ export class Leg {
         capabilities.pipelining || positive(await this.#mail) ? session.exchange([rcpt])[0]! : this.#mail;
     }
     const mailExchange = await this.#mail;
-    const mailAt = this.#timed('mail', this.#deps.now(), began);
+    const answeredAt = this.#deps.now();
+    const mailAt = isFirst ? this.#timed('mail', answeredAt, began) : answeredAt;
     if (isFirst) this.#markReply('mail-reply', mailAt, mailExchange);
     if (isNoLonger(mailExchange) && !this.#dropped && (this.#reused || session !== this.session)) {
       if (session === this.session) this.#openAfresh();
@@ -512,7 +513,7 @@ export class Leg {
   /** Before each MAIL (Postfix's XFORWARD_README). Whatever the next hop says to it: it is for the log. */
   #xforward(session: DownstreamSession): readonly Command[] {
     const { client, id } = this.#submission;
-    return xforwardCommands(client, id, session.offers).map((line) => ({ phase: 'mail', line }));
+    return xforwardCommands(client, id, session.offers).map((line) => ({ phase: null, line }));
   }
 
   /** What the upstream's RCPT gets when the next hop did not say 2xx to MAIL or RCPT. */
@@ -585,7 +586,7 @@ export class Leg {
   }
 }
 
-type Command = Readonly<{ phase: 'mail'; line: string }>;
+type Command = Readonly<{ phase: 'mail' | null; line: string }>;
 const NOTHING: readonly Command[] = [];
 
 /** Each when the one before was answered. @returns what is said to the last */

@@ -139,7 +139,7 @@ export class SessionPool {
   /** Takes back a session whose transaction goes no further than its envelope. */
   giveAfterReset(kept: KeptSession): void {
     this.#track(
-      kept.session.exchange([{ phase: 'mail', line: 'RSET' }])[0]!.then((answer) => {
+      kept.session.exchange([{ phase: null, line: 'RSET' }])[0]!.then((answer) => {
         if (answer.kind === 'reply' && replyClass(answer.reply) === 2) this.give(kept);
         else kept.session.abort();
       }),

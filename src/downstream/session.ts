@@ -96,7 +96,7 @@ export class IntroductionError extends OpenError {}
 /** What smtp-connection adds to the errors that it emits. */
 type PeerError = Error & { code?: string; response?: string };
 
-/** `phase` is null for a reply that is not counted (to QUIT). */
+/** `phase` is null for a reply that is not counted (to RSET, XFORWARD and QUIT). */
 type Pending = { phase: ReplyPhase | null; timeoutMs: number; settle: (exchange: Exchange) => void };
 
 const CLOSED: Lost = { kind: 'lost', cause: 'closed', detail: 'connection closed' };
@@ -107,6 +107,8 @@ const MAX_KNOWN = 4;
 const MAX_KNOWN_OCTETS = 128;
 /** An EHLO line; some old servers have AUTH=. */
 const USABLE_AUTH = /^AUTH[ =](?:.*[ =])?(?:PLAIN|LOGIN|CRAM-MD5)(?: |$)/i;
+/** RFC 4954 §6: the one success that there is; the library keeps its text to itself. */
+const AUTHENTICATED = '235 2.7.0 authenticated';
 /** How long a QUIT may take before the socket is destroyed. */
 const QUIT_TIMEOUT_MS = 5_000;
 /** smtp-connection's own timers must never fire before ours. */
@@ -238,7 +240,7 @@ export class DownstreamSession extends Base {
    * Sends command lines and gives one promise for each reply. The lines of one call leave in one write, and so do
    * those of further calls within the same tick: several only where the peer offers PIPELINING (RFC 2920).
    */
-  exchange(commands: ReadonlyArray<{ phase: ReplyPhase; line: string }>): Promise<Exchange>[] {
+  exchange(commands: ReadonlyArray<{ phase: ReplyPhase | null; line: string }>): Promise<Exchange>[] {
     const replies = commands.map(({ phase }) => this.#expect(phase, this.#options.commandTimeoutMs));
     if (this.lost === null) {
       // Others are waiting for replies, so more may come before this tick ends.
@@ -355,6 +357,7 @@ export class DownstreamSession extends Base {
 
   override _actionGreeting(text: string): void {
     this.#observe('greeting', text);
+    // Who isn't welcome is told so in this phase.
     if (text.startsWith('220')) this.#enter('ehlo');
     super._actionGreeting(text);
   }
@@ -460,8 +463,11 @@ export class DownstreamSession extends Base {
     return new Promise((resolve, reject) => {
       this.once('end', () => reject(refuse('connection lost during AUTH')));
       this.login({ ...auth }, (error: PeerError | null) => {
-        if (error === null) return resolve();
-        this.#options.onReply('auth', error.response === undefined ? null : parseReply(error.response));
+        if (error === null) {
+          this.#observe('auth', AUTHENTICATED);
+          return resolve();
+        }
+        if (error.response !== undefined) this.#observe('auth', error.response);
         reject(refuse('the next hop refused our credentials', error));
       });
     });

@@ -182,7 +182,9 @@ describe('HTTP', () => {
     proxy = await startProxy([{}]);
     for (const path of ['/healthz', '/readyz', '/', '/metrics']) expect((await get(path)).status).toBe(200);
     expect((await get('/etc/passwd')).status).toBe(404);
-    expect((await fetch(`${proxy.httpUrl}/metrics`, { method: 'DELETE' })).status).toBe(405);
+    const refused = await fetch(`${proxy.httpUrl}/metrics`, { method: 'DELETE' });
+    expect([refused.status, refused.headers.get('allow')]).toEqual([405, 'GET, HEAD']);
+    expect((await get('/mode')).headers.get('allow')).toBe('POST');
   });
 
   /** INTERFACE.md's, and the limits beside what they limit. */
@@ -256,6 +258,38 @@ describe('HTTP', () => {
     for (const phase of ['connect', 'mail', 'rcpt', 'data', 'body', 'dot'])
       expect(await gauge(`phase_duration_seconds_count{phase="${phase}"}`), phase).toBe(2);
     expect(await gauge('transaction_duration_seconds_count{mode="cut-through"}')).toBe(1);
+  });
+
+  it('counts MAIL once for all recipients of a next hop', async () => {
+    proxy = await startProxy([{}]);
+    const client = await proxy.client();
+    await client.send('s@src.example', ['u@a.example', 'v@a.example', 'w@a.example'], 'x: y\r\n\r\n');
+    expect(await gauge('downstream_replies_total{phase="mail",class="2xx"}')).toBe(1);
+    expect(await gauge('phase_duration_seconds_count{phase="mail"}')).toBe(1);
+    expect(await gauge('phase_duration_seconds_count{phase="rcpt"}')).toBe(3);
+  });
+
+  it('counts as an answer to MAIL only what is one', async () => {
+    const sink = await Sink.start({ extensions: ['XFORWARD NAME ADDR'], script: { rcpt: '550 5.1.1 no' } });
+    proxy = await startProxyOnly({ route: [`*=${sink.url}`], forwardClient: 'xforward' }, [sink]);
+    const client = await proxy.client();
+    for (let tries = 0; tries < 2; tries++) {
+      await client.command('MAIL FROM:<s@src.example>');
+      expect(await client.command('RCPT TO:<u@a.example>')).toMatch(/^550/);
+      await client.command('RSET');
+    }
+    const verbs = sink.sessions.flatMap(({ commands }) => commands.map((line) => line.split(' ')[0]));
+    expect(verbs).toEqual(expect.arrayContaining(['XFORWARD', 'RSET']));
+    expect(await gauge('downstream_replies_total{phase="mail",class="2xx"}')).toBe(2);
+  });
+
+  it('counts the answer to credentials, whichever it is', async () => {
+    const sink = await Sink.start({ extensions: ['AUTH PLAIN'] });
+    const at = sink.url.slice('smtp://'.length);
+    proxy = await startProxyOnly({ route: [`*=smtp://u:p@${at}`] }, [sink]);
+    const client = await proxy.client();
+    expect(await client.send('s@src.example', ['u@a.example'], 'x: y\r\n\r\n')).toMatch(/^250/);
+    expect(await gauge('downstream_replies_total{phase="auth",class="2xx"}')).toBe(1);
   });
 });
 
