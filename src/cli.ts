@@ -113,8 +113,11 @@ async function runProbe(address: string, json: boolean, command: Command): Promi
   for (const warning of warnings) complain(`warning: ${warning}`);
   const { probeAddress } = await import('./commands/probe.ts');
   const result = await probeAddress(config, address);
+  if (result === null)
+    throw new Failure(2, [`probe: ${JSON.stringify(address)} is no address; it looks like user@example.com`]);
   print(json, result.json, result.lines(paintFor(process.stdout, process.env)));
-  process.exit(result.ok ? 0 : 1);
+  if (result.failure !== null) throw new Failure(1, [`probe: ${result.failure}`]);
+  process.exit(0);
 }
 
 async function runTraceCommand(
@@ -134,15 +137,16 @@ async function runTraceCommand(
 }
 
 function print(asJson: boolean, json: unknown, lines: readonly string[]): void {
-  process.stdout.write(asJson ? `${JSON.stringify(json, null, 2)}\n` : `${lines.join('\n')}\n`);
+  const text = asJson ? JSON.stringify(json, null, 2) : lines.join('\n');
+  if (text !== '') process.stdout.write(`${text}\n`);
 }
 
 async function runQueue(request: QueueRequest, command: Command, operands: number): Promise<void> {
   const { config } = loadOrFail(usageOf(command, operands));
   const { runQueueCommand } = await import('./commands/queue.ts');
-  const { json, lines, ok } = await runQueueCommand(config, request);
+  const { json, lines, failures } = await runQueueCommand(config, request);
   print(command.opts<{ json?: boolean }>().json === true, json, lines);
-  if (!ok) process.exitCode = 1;
+  if (failures.length > 0) throw new Failure(1, failures);
 }
 
 function complain(line: string): void {

@@ -48,21 +48,25 @@ type ProbeReport = Readonly<{
 }>;
 
 export type Probed = Readonly<{
-  ok: boolean;
+  /** In one line; null where some server takes the address. */
+  failure: string | null;
   /** For scripts. */
   json: unknown;
   /** For people. */
   lines: (paint: Paint) => readonly string[];
 }>;
 
-export async function probeAddress(config: Config, address: string, outside: Outside = {}): Promise<Probed> {
+/** Null where it is no address. */
+export async function probeAddress(
+  config: Config,
+  address: string,
+  outside: Outside = {},
+): Promise<Probed | null> {
   const parsed = parseRcpt(`RCPT TO:<${address}>`, { smtputf8: true });
-  if (!parsed.ok) {
-    const json = { address, ok: false, error: 'bad address' };
-    return { ok: false, json, lines: () => [`${address}: not an address (user@example.com)`] };
-  }
+  if (!parsed.ok) return null;
   const report = await probe(config, parsed.mailbox, outside);
-  return { ok: report.ok, json: report, lines: (paint) => render(report, paint) };
+  const failure = report.ok ? null : `${report.address} -> ${report.route}: ${verdictOf(report)}`;
+  return { failure, json: report, lines: (paint) => render(report, paint) };
 }
 
 async function probe(config: Config, mailbox: Mailbox, outside: Outside): Promise<ProbeReport> {
@@ -218,14 +222,14 @@ async function ask(session: DownstreamSession, phase: 'mail' | 'rcpt', line: str
   return exchange.kind === 'reply' ? formatReply(exchange.reply).trim() : `no reply (${exchange.detail})`;
 }
 
+function verdictOf({ ok, hosts }: ProbeReport): string {
+  if (ok) return 'accepted';
+  return hosts.length === 0 ? 'no server to ask' : 'accepted by no server';
+}
+
 function render(report: ProbeReport, paint: Paint): readonly string[] {
   const { address, route, ok, mx, hosts } = report;
-  const verdict =
-    hosts.length === 0
-      ? paint('red', 'no server to ask')
-      : ok
-        ? paint('green', 'accepted')
-        : paint('red', 'accepted by no server');
+  const verdict = paint(ok ? 'green' : 'red', verdictOf(report));
   const byMx = mx.map(({ preference, host, address }) => ['  MX', `${preference}`, host, `[${address}]`]);
   return [
     `${paint('bold', address)} -> ${route}: ${verdict}`,

@@ -16,7 +16,8 @@ import { gather } from '../spool/parts.ts';
 import type { Listed } from '../spool/queue.ts';
 import { SpoolStore } from '../spool/store.ts';
 
-export type QueueReport = Readonly<{ lines: readonly string[]; json: unknown; ok: boolean }>;
+/** `failures` are what could not be done, one a line. */
+export type QueueReport = Readonly<{ lines: readonly string[]; json: unknown; failures: readonly string[] }>;
 
 /** @throws Error in one line when there is no spool, or it can't be read */
 export async function runQueueCommand(config: Config, request: QueueRequest): Promise<QueueReport> {
@@ -26,15 +27,12 @@ export async function runQueueCommand(config: Config, request: QueueRequest): Pr
     const where = `in --spool-dir ${config.spoolDir}; "cutthrough queue list" has them all`;
     throw new Error(`queue: ${which}${answer.error}${which && ` ${where}`}`);
   }
-  if ('messages' in answer) return { lines: table(answer.messages), json: answer.messages, ok: true };
-  if ('message' in answer) return { lines: describe(answer.message), json: answer.message, ok: true };
+  if ('messages' in answer) return { lines: table(answer.messages), json: answer.messages, failures: [] };
+  if ('message' in answer) return { lines: describe(answer.message), json: answer.message, failures: [] };
   const dry = request.command === 'remove' && request.dryRun;
   const what = request.command === 'remove' ? (dry ? 'would be removed' : 'removed') : 'to be tried now';
-  const lines = [
-    ...answer.done.map((id) => `${id}: ${what}`),
-    ...answer.failed.map(({ id, reason }) => `${id}: ${reason}`),
-  ];
-  return { lines, json: answer, ok: answer.failed.length === 0 };
+  const lines = answer.done.map((id) => `${id}: ${what}`);
+  return { lines, json: answer, failures: answer.failed.map(({ id, reason }) => `queue: ${id}: ${reason}`) };
 }
 
 async function ask({ spoolDir, spoolMinFreeBytes }: Config, request: QueueRequest): Promise<QueueAnswer> {

@@ -60,8 +60,7 @@ async function respond(
 ): Promise<void> {
   const path = (request.url ?? '/').split('?')[0]!;
   if (path === '/fast-path' || path === '/mode') return await change(request, response, sources, path);
-  if (request.method !== 'GET' && request.method !== 'HEAD')
-    return send(response, 405, 'only GET and HEAD\n');
+  if (request.method !== 'GET' && request.method !== 'HEAD') return refuseMethod(response, ['GET', 'HEAD']);
   if (path.startsWith('/trace/'))
     return await trace(request, response, sources, path.slice('/trace/'.length));
   switch (path) {
@@ -106,7 +105,7 @@ async function change(
   sources: HttpSources,
   path: '/fast-path' | '/mode',
 ): Promise<void> {
-  if (request.method !== 'POST') return send(response, 405, 'only POST\n');
+  if (request.method !== 'POST') return refuseMethod(response, ['POST']);
   const refusal = whyNotLocal(request);
   if (refusal !== null) return send(response, 403, `${refusal}\n`);
   const body = await readJson(request);
@@ -155,6 +154,12 @@ function sendFile(request: IncomingMessage, response: ServerResponse, file: Page
   if (zips) headers['content-encoding'] = 'gzip';
   response.writeHead(200, { ...headers, 'content-length': body.length });
   response.end(request.method === 'HEAD' ? undefined : body);
+}
+
+/** RFC 9110 §15.5.6: a 405 says what is allowed. */
+function refuseMethod(response: ServerResponse, allowed: readonly string[]): void {
+  response.setHeader('allow', allowed.join(', '));
+  send(response, 405, `only ${allowed.join(' and ')}\n`);
 }
 
 function send(

@@ -290,7 +290,7 @@ describe('DANE', () => {
     ['no records', {}, ['policy TLS opportunistic; not verified: ']],
   ])('is what the probe shows with %s', async (_, setup, expected) => {
     const { given } = await start(setup);
-    const { lines } = await probeAddress(configOf(given), 'u@a.example');
+    const { lines } = (await probeAddress(configOf(given), 'u@a.example'))!;
     const shown = lines((_colour, text) => text).map((line) => line.replace(/ +/g, ' '));
     for (const text of expected) expect(shown.join('\n')).toContain(text);
   });

@@ -4,6 +4,7 @@ import { once } from 'node:events';
 import { mkdir, writeFile } from 'node:fs/promises';
 import net, { type AddressInfo } from 'node:net';
 import { join } from 'node:path';
+import { text } from 'node:stream/consumers';
 import { fileURLToPath } from 'node:url';
 import { expect, it, onTestFinished, vi } from 'vitest';
 import { Program } from '../support/program.ts';
@@ -150,6 +151,10 @@ it('says whose a spool is, and what is not in it', async () => {
     exitCode: 1,
     output: `cutthrough: --spool-dir ${spool}: in use by another process; give each its own directory\n`,
   });
+  expect(await cutthrough(['queue', 'retry', 'x.1', 'x.2', '--spool-dir', spool])).toEqual({
+    exitCode: 1,
+    output: 'cutthrough: queue: x.1: no such message\ncutthrough: queue: x.2: no such message\n',
+  });
   expect(await cutthrough(['queue', 'show', 'x.1', '--spool-dir', spool])).toEqual({
     exitCode: 1,
     output: `cutthrough: queue: x.1: no such message in --spool-dir ${spool}; "cutthrough queue list" has them all\n`,
@@ -216,7 +221,7 @@ it('tells a mail server from a proxy when asked for a trace', async () => {
   expect(output).toMatch(/^cutthrough: trace: no proxy answers at .*\n$/);
 });
 
-it('probes with an answer for scripts, and exit code 1 where nobody accepts', async () => {
+it('probes with an answer for scripts, and a line on stderr and exit code 1 where nobody accepts', async () => {
   const sink = await Sink.start({
     script: { rcpt: (line) => (/no@/.test(line) ? '550 5.1.1 no such user' : null) },
   });
@@ -224,12 +229,13 @@ it('probes with an answer for scripts, and exit code 1 where nobody accepts', as
     const child = spawn(process.execPath, [CLI, 'probe', address, '--json', '--route', `*=${sink.url}`], {
       env: { ...process.env, CUTTHROUGH_HOSTNAME: 'mx.example' },
     });
-    const output = collect(child);
-    const [exitCode] = (await once(child, 'close')) as [number];
-    return { exitCode, report: JSON.parse(output()) as Record<string, unknown> };
+    const ended = once(child, 'close');
+    const [stdout, stderr] = await Promise.all([text(child.stdout), text(child.stderr)]);
+    const [exitCode] = (await ended) as [number];
+    return { exitCode, stderr, report: JSON.parse(stdout) as Record<string, unknown> };
   };
   const good = await probe('u@a.example');
-  expect(good.exitCode).toBe(0);
+  expect(good).toMatchObject({ exitCode: 0, stderr: '' });
   const ms = {
     connect: expect.any(Number),
     tls: null,
@@ -249,7 +255,16 @@ it('probes with an answer for scripts, and exit code 1 where nobody accepts', as
   });
   const bad = await probe('no@a.example');
   expect(bad.exitCode).toBe(1);
+  expect(bad.stderr).toBe(`cutthrough: probe: no@a.example -> ${sink.url}: accepted by no server\n`);
   expect(bad.report).toMatchObject({ ok: false, hosts: [{ rcpt: '550 5.1.1 no such user' }] });
   expect(sink.messages).toEqual([]);
+  await sink.close();
+});
+
+it('says of a server that refuses in its greeting that it did so there', async () => {
+  const sink = await Sink.start({ script: { greeting: '554 5.7.1 not you' } });
+  const { exitCode, output } = await cutthrough(['probe', 'u@a.example', '--route', `*=${sink.url}`]);
+  expect(exitCode).toBe(1);
+  expect(output).toContain('not connected: refused with 554 (greeting)');
   await sink.close();
 });

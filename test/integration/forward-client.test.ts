@@ -500,8 +500,8 @@ it.each([
   const sink = await start(forwardClient, takes as SinkOptions);
   const parsed = parseConfig({ file: { ...QUICK, forwardClient, route: [`*=${sink.url}`] } });
   if (!parsed.ok) throw new Error(parsed.errors.join('; '));
-  const { ok, lines, json } = await probeAddress(parsed.config, 'u@a.example');
-  expect(ok).toBe(true);
+  const { failure, lines, json } = (await probeAddress(parsed.config, 'u@a.example'))!;
+  expect(failure).toBeNull();
   expect(json).toMatchObject({ hosts: [{ client: shown }] });
   const told = lines((_colour, text) => text).filter((line) => /^ +client /.test(line));
   expect(told.map((line) => line.trim().replace(/ +/, ' '))).toEqual(

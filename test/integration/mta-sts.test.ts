@@ -151,7 +151,7 @@ describe('a policy under test', () => {
 it('a probe shows the mode of the policy, and whether the server is verified', async () => {
   const { given } = await start({ 'a.example': policy('testing') });
   const outside = { mxAuthorities: authority.cert, fetchPolicy: async () => policy('enforce') };
-  const { lines } = await probeAddress(configOf(given), 'u@a.example', outside);
+  const { lines } = (await probeAddress(configOf(given), 'u@a.example', outside))!;
   const shown = lines((_colour, text) => text).map((line) => line.trim().replace(/ +/g, ' '));
   expect(shown).toContain('policy MTA-STS enforce, TLS verify; verified');
 });

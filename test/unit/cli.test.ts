@@ -152,6 +152,7 @@ describe('wrong usage exits 2 and says so on one line each', () => {
     ],
     [['check', '--mx-prt', '25'], ['--mx-prt: unknown flag; the nearest known one is --mx-port']],
     [['probe'], ["missing required argument 'address'; see cutthrough probe --help"]],
+    [['probe', 'nobody'], ['probe: "nobody" is no address; it looks like user@example.com']],
     [['queue', 'show'], ["missing required argument 'id'; see cutthrough queue show --help"]],
     [['queue', 'list', 'x'], ['list: what is "x" for? See cutthrough queue list --help']],
     [['trace', 'a b'], ['trace: "a b" is no id; it stands in the log and in our Received line']],
