@@ -35,18 +35,24 @@ const COMMON_HEADERS = {
 
 type Page = ReadonlyMap<string, PageFile>;
 
-/** @throws the system's error (EADDRINUSE, EACCES) */
+/**
+ * @param requestTimeoutMs for a request to come in whole
+ * @throws the system's error (EADDRINUSE, EACCES)
+ */
 export async function startHttp(
   at: { host: string; port: number },
   sources: HttpSources,
+  requestTimeoutMs = REQUEST_TIMEOUT_MS,
 ): Promise<HttpServer> {
   const page = await loadPage();
-  const server = createServer((request, response) => {
+  // Node looks for requests that take too long every 30 s only.
+  const options = { connectionsCheckingInterval: requestTimeoutMs / 10 };
+  const server = createServer(options, (request, response) => {
     respond(request, response, sources, page).catch(() => response.destroy());
   });
   server.maxConnections = MAX_CONNECTIONS;
-  server.requestTimeout = REQUEST_TIMEOUT_MS;
-  server.headersTimeout = REQUEST_TIMEOUT_MS;
+  server.requestTimeout = requestTimeoutMs;
+  server.headersTimeout = requestTimeoutMs;
   server.listen(at);
   await once(server, 'listening');
   return { address: addressOf(server), close: () => close(server) };

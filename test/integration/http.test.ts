@@ -2,10 +2,12 @@
 // change anything.
 import { once } from 'node:events';
 import { request } from 'node:http';
+import { connect } from 'node:net';
 import { text } from 'node:stream/consumers';
 import { afterEach, describe, expect, it, onTestFinished } from 'vitest';
 import type { Options } from '../../src/app.ts';
 import type { HopStatus, Status } from '../../src/http/page/status.d.ts';
+import { startHttp } from '../../src/http/server.ts';
 import type { statusOf } from '../../src/status.ts';
 import { startDnsServer } from '../support/dns-server.ts';
 import { startProxy, startProxyOnly, type TestProxy, until } from '../support/proxy.ts';
@@ -374,4 +376,29 @@ describe('who may change the proxy', () => {
     expect((await ask('POST', '/mode', headers, '{"mode":"spool"}')).code).toBe(403);
     expect(await status()).toMatchObject({ fastPath: { enabled: true }, mode: 'cut-through' });
   });
+});
+
+it('lets go of a request that never ends, in its head or in its body', async () => {
+  const ignored = () => ({ found: null, kept: 0 });
+  const sources = {
+    metrics: async () => ({ contentType: '', text: '' }),
+    ready: () => true,
+    status: () => ({}),
+  };
+  const changes = { setFastPath() {}, async setMode() {}, trace: ignored, details: () => false };
+  const server = await startHttp({ host: '127.0.0.1', port: 0 }, { ...sources, ...changes }, 100);
+  const port = Number(server.address.split(':')[1]);
+  const began = performance.now();
+  const unfinished = [
+    'GET /healthz HTTP/1.1\r\nHost: x\r\nX',
+    'POST /mode HTTP/1.1\r\nHost: [::1]\r\nContent-Length: 9\r\n\r\n{',
+  ];
+  const ended = unfinished.map(async (head) => {
+    const socket = connect(port, '127.0.0.1').on('error', () => {});
+    socket.resume().write(head);
+    await once(socket, 'close');
+  });
+  await Promise.all(ended);
+  expect(performance.now() - began).toBeLessThan(2_000);
+  await server.close();
 });
