@@ -5,6 +5,7 @@ import { fileURLToPath } from 'node:url';
 import type { EntryKey } from '../ledger/ledger.ts';
 import type { MetricsAsJson } from '../metrics.ts';
 import { Channel, type Handlers } from './channel.ts';
+import { watchHandedOver } from './handed-over.ts';
 import type { Orders, PrimaryCalls, WorkerCalls, WorkerStatus } from './protocol.ts';
 
 export type Exit = Readonly<{ code: number | null; signal: string | null }>;
@@ -47,6 +48,7 @@ export class WorkerProcess {
     cluster.setupPrimary({ exec: MAIN, args: [], serialization: 'advanced' });
     const worker = cluster.fork();
     this.#worker = worker;
+    const closeHandedOver = watchHandedOver(worker.process);
     this.#up = new Promise((resolve) => {
       this.channel = new Channel<WorkerCalls, PrimaryCalls>(worker.process, {
         ...handlersFor(this),
@@ -59,6 +61,7 @@ export class WorkerProcess {
       const ended = (exit: Exit) => {
         this.state = 'ended';
         this.channel.end();
+        closeHandedOver();
         resolve(exit);
       };
       worker.once('exit', (code, signal) => ended({ code, signal }));

@@ -230,6 +230,24 @@ it('a worker that is killed costs the others nothing, is replaced, and its count
   expect(await program.stop()).toBe(0);
 });
 
+it('a connection that was handed to a worker as it ended is closed, so that its client tries again', async () => {
+  const { url } = await sink();
+  const program = await Program.start(['--workers', '2', '--route', `*=${url}`]);
+  const [first] = await pids(program);
+  // It takes a connection in no more.
+  process.kill(first!, 'SIGSTOP');
+  const clients = await Promise.all([1, 2, 3, 4].map(() => Client.open(program.port())));
+  const greetings = clients.map((client) => client.reply(SOON_MS));
+  await Promise.race(greetings);
+  process.kill(first!, 'SIGKILL');
+  expect((await Promise.all(greetings)).map((reply) => reply.slice(0, 6)).sort()).toEqual([
+    ...Array(3).fill('220 pr'),
+    'closed',
+  ]);
+  for (const client of clients) client.destroy();
+  expect(await program.stop()).toBe(0);
+});
+
 describe('a worker that hangs', () => {
   const DIST = new URL('../../dist/workers/primary.js', import.meta.url).href;
   const HEARTBEAT = { everyMs: 150, misses: 12 };
