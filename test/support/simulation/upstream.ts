@@ -24,7 +24,6 @@ const FAULTS = [
 type Fault = (typeof FAULTS)[number] | null;
 
 const MOST_ATTEMPTS = 60;
-const GREETING_MS = 5_000;
 
 /** As a queue has it: what a next hop keeps open for an --ack-timeout must not take up all the attempts. */
 export async function patience(attempts: number): Promise<void> {
@@ -73,17 +72,13 @@ export class Upstream {
     this.close();
   }
 
-  /**
-   * Waits for a proxy that is being started again. A connection that was just handed to a worker when that was killed is
-   * nobody's: Node's cluster neither gives it to another one nor closes it.
-   */
+  /** Waits for a proxy that is being started again. */
   async #connect(): Promise<Client> {
     for (;;) {
       const client = await Client.open(this.#port).catch(() => sleep(20, null));
-      const greeting = await client?.reply(GREETING_MS).catch(() => 'closed');
-      if (client && greeting?.startsWith('220')) {
-        await client.command(`${this.#lmtp ? 'LHLO' : 'EHLO'} client.example`);
-        return client;
+      if ((await client?.reply())?.startsWith('220')) {
+        await client!.command(`${this.#lmtp ? 'LHLO' : 'EHLO'} client.example`);
+        return client!;
       }
       client?.destroy();
     }
