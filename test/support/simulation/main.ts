@@ -26,6 +26,7 @@ const LMTP_SESSIONS = 6;
 const TWINS = 0.15;
 /** Of the messages. */
 const NULL_REVERSE_PATHS = 0.05;
+const SILENT = 0.1;
 /** Before so many of the messages somebody switches the fast path, mostly on: while it is off, the spool comes first. */
 const SWITCHES = 0.05;
 /** Between two kills, on average. */
@@ -187,6 +188,7 @@ function messagesOf(nth: number, chance: Chance): Message[] {
     const one = `r${nth}@${domain}`;
     return chance.is(0.3) ? [one, `s${nth}@${domain}`] : [one];
   });
+  const silent = chance.is(SILENT);
   const sender = chance.is(NULL_REVERSE_PATHS) ? '' : `m${nth}@${SENDERS}`;
   return (chance.is(TWINS) ? ['', 't'] : ['']).map((twin) => {
     const id = `${nth}${twin}`;
@@ -195,7 +197,7 @@ function messagesOf(nth: number, chance: Chance): Message[] {
       { length: lines },
       (_, at) => `${at % 7 === 0 ? '..' : ''}line ${at} of ${id}\r\n`,
     );
-    return { id, sender, recipients, wire: Buffer.from(`Message-ID: ${id}\r\n\r\n${text.join('')}`) };
+    return { id, sender, recipients, silent, wire: Buffer.from(`Message-ID: ${id}\r\n\r\n${text.join('')}`) };
   });
 }
 

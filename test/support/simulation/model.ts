@@ -6,8 +6,8 @@
 //   - what the upstream is told is true: 2xx: each recipient's next hop has said 2xx, or the reply says that it is queued;
 //     4xx: not all have; 5xx: nothing is in doubt;
 //   - what is queued reaches each recipient in the end, or its sender gets one notification of a refusal. There is none
-//     for the null reverse-path, for who has the message, and for whom the upstream was told of the refusal. A second one is
-//     allowed as a second copy is;
+//     for the null reverse-path, with NOTIFY=NEVER, for who has the message, and for whom the upstream was told of the
+//     refusal. A second one is allowed as a second copy is;
 //   - after a kill a second copy is allowed once more: where nothing but memory knew of the first, where what the upstream
 //     had not heard of may be queued, and where the queue had no time to note the first. What a mixed reply has counted is
 //     never forgotten where the ledger outlives the kill.
@@ -63,6 +63,8 @@ export type Message = Readonly<{
   /** Empty: the null reverse-path. */
   sender: string;
   recipients: readonly string[];
+  /** NOTIFY=NEVER for all of them. */
+  silent: boolean;
   /** Wire form, without the final dot. */
   wire: Buffer;
 }>;
@@ -205,7 +207,8 @@ export class Model {
     copy.known &&= noted || (copy.kept && copy.hidden === 0);
     if (!noted) copy.strays = copy.hidden;
     if (!this.#spools) return;
-    if (copy.notified === 0 || copy.notifiedAt > now - NOTED_MS) copy.notifiable += 1 + copy.hidden;
+    // For each that is queued: that the notification was made may not be noted, nor that it was delivered.
+    if (copy.notified === 0 || copy.notifiedAt > now - NOTED_MS) copy.notifiable += 2 * (1 + copy.hidden);
   }
 
   /** The upstream begins. */
@@ -266,6 +269,7 @@ export class Model {
         continue;
       }
       if (!copy.refused) this.#violated(known, `notified of <${recipient}>, which was not refused`);
+      if (known.message.silent) this.#violated(known, `notified of <${recipient}> in spite of NOTIFY=NEVER`);
       if (copy.notified > 0 && copy.notifiable-- <= 0)
         this.#violated(known, `notified of <${recipient}> twice`);
       if (!told) continue;
@@ -362,10 +366,10 @@ export class Model {
   }
 
   /** In the end, when the queue is empty. */
-  final({ id, sender }: Message, recipient: string, reply: string): void {
+  final({ id, sender, silent }: Message, recipient: string, reply: string): void {
     const known = this.#messages.get(id)!;
     const { told, refused, notified, notifiable, open } = known.copies.get(recipient)!;
-    const isDone = told > 0 || (this.#spools && refused && (notified > 0 || sender === ''));
+    const isDone = told > 0 || (this.#spools && refused && (notified > 0 || silent || sender === ''));
     if (reply.startsWith('2') && !isDone)
       this.#violated(known, `<${recipient}> was promised it by "${reply}"`);
     // A message that is there twice, since its upstream could not know, can be refused for one of the two.

@@ -23,6 +23,12 @@ const FAULTS = [
 ] as const;
 type Fault = (typeof FAULTS)[number] | null;
 
+/**
+ * The end of a larger message may wait to be read behind a slow disk until the next try is through. Nobody can tell them
+ * from two messages then; and a queue doesn't try again so soon.
+ */
+const UNREAD_OCTETS = 2_000;
+
 const MOST_ATTEMPTS = 60;
 
 /** As a queue has it: what a next hop keeps open for an --ack-timeout must not take up all the attempts. */
@@ -60,7 +66,9 @@ export class Upstream {
 
   /** @param final whoever is in it is not tried again; whoever is told something final is put there */
   async attempt(message: Message, final: Map<string, string>, chance: Chance): Promise<void> {
-    const fault = chance.is(FAULTY) ? chance.of(FAULTS) : null;
+    const drawn = chance.is(FAULTY) ? chance.of(FAULTS) : null;
+    const waits = message.wire.length > UNREAD_OCTETS && drawn?.endsWith('behind the dot');
+    const fault = waits ? 'deaf' : drawn;
     if (this.#client?.closed) this.#client = null;
     this.#client ??= await this.#connect();
     this.#hearsEach = this.#lmtp || (this.#model.offersPrdr && chance.is(PRDR));
@@ -153,13 +161,16 @@ export class Upstream {
   /** The recipients that were accepted; null when the session has ended. */
   async #envelope(
     client: Client,
-    { sender, recipients }: Message,
+    { sender, recipients, silent }: Message,
     final: Map<string, string>,
     pipelined: boolean,
   ): Promise<string[] | null> {
     const left = recipients.filter((each) => !final.has(each));
     const params = this.#hearsEach && !this.#lmtp ? ' PRDR' : '';
-    const commands = [`MAIL FROM:<${sender}>${params}`, ...left.map((each) => `RCPT TO:<${each}>`)];
+    const commands = [
+      `MAIL FROM:<${sender}>${params}`,
+      ...left.map((each) => `RCPT TO:<${each}>${silent ? ' NOTIFY=NEVER' : ''}`),
+    ];
     if (pipelined) client.write(`${commands.join('\r\n')}\r\n`);
     const replies: string[] = [];
     for (const line of commands) replies.push(pipelined ? await client.reply() : await client.command(line));
