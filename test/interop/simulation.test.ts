@@ -9,7 +9,7 @@ const TRANSACTIONS = 2_500;
 /** Each takes several deliveries and a disk. */
 const SPOOLED = 600;
 /** In a process of its own. */
-const APART = 350;
+const APART = 250;
 
 function transactionsOf(policy: Policy): number {
   if (KILLED.includes(policy)) return APART;
