@@ -17,6 +17,11 @@ export class Wait {
     return this.#isCut ? null : done;
   }
 
+  /** Milliseconds more that it may take, asked when a limit of so many is over. */
+  extension(_limitMs: number): number {
+    return 0;
+  }
+
   cut(): void {
     this.#isCut = true;
     this.onCut();
@@ -27,6 +32,8 @@ export class Wait {
 export class WaitLimit {
   readonly #ms: number;
   readonly #dueAt = new Map<Wait, number>();
+  /** The few that were given more, which come due in no order. */
+  readonly #extended = new Map<Wait, NodeJS.Timeout>();
   #timer: NodeJS.Timeout | null = null;
 
   constructor(ms: number) {
@@ -40,7 +47,9 @@ export class WaitLimit {
   }
 
   lift(wait: Wait): void {
-    this.#dueAt.delete(wait);
+    if (this.#dueAt.delete(wait)) return;
+    clearTimeout(this.#extended.get(wait));
+    this.#extended.delete(wait);
   }
 
   #onDue(): void {
@@ -53,7 +62,14 @@ export class WaitLimit {
         return;
       }
       this.#dueAt.delete(wait);
-      wait.cut();
+      this.#end(wait);
     }
+  }
+
+  #end(wait: Wait): void {
+    this.#extended.delete(wait);
+    const moreMs = wait.extension(this.#ms);
+    if (moreMs > 1) this.#extended.set(wait, setTimeout(() => this.#end(wait), moreMs).unref());
+    else wait.cut();
   }
 }

@@ -155,6 +155,11 @@ export class Asking extends Wait {
     return leg.addRecipient(recipient);
   }
 
+  /** Whoever comes after others waits for their answers, too, and they would all be lost with the leg. */
+  override extension(limitMs: number): number {
+    return this.#leg === null ? 0 : limitMs - this.#leg.sinceAnswerMs;
+  }
+
   /** The answer is not the next hop's own, and may be another one later: it was not found, not reached, or lost. */
   isOutOfReach(answer: Reply): boolean {
     if (replyClass(answer) !== 4) return false;

@@ -87,6 +87,8 @@ export class Leg {
   #senderRefused: Reply | null = null;
   /** Where the peer doesn't pipeline: settles when the last command was answered. */
   #turn: Promise<unknown> = Promise.resolve();
+  /** When the next hop answered an RCPT last. */
+  #answeredAt = -Infinity;
   #finalReplies: Promise<Exchange>[] = [];
   /** Every recipient hears of a lost session, but it is one failure. */
   #lossNoted = false;
@@ -135,6 +137,11 @@ export class Leg {
   /** There is a session, and it can be used. */
   get isAlive(): boolean {
     return this.session !== null && this.session.lost === null;
+  }
+
+  /** Since the next hop has answered an RCPT; Infinity: it hasn't. */
+  get sinceAnswerMs(): number {
+    return this.#deps.now() - this.#answeredAt;
   }
 
   get unsentBytes(): number {
@@ -504,7 +511,8 @@ export class Leg {
     }
     if (!capabilities.pipelining) this.#mark('rcpt', mailAt, recipient.mailbox.address);
     const exchange = await answer;
-    this.#markReply('rcpt-reply', this.#timed('rcpt', this.#deps.now(), began), exchange);
+    this.#answeredAt = this.#timed('rcpt', this.#deps.now(), began);
+    this.#markReply('rcpt-reply', this.#answeredAt, exchange);
     if (!positive(exchange)) return this.#refusal(exchange, 'rcpt');
     this.recipients.push(recipient);
     return recipientOk();

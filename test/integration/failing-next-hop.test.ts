@@ -125,6 +125,38 @@ it('says so where --rcpt-deadline ends a session before its greeting', async () 
   );
 });
 
+describe.each(['PIPELINING', '8BITMIME'])('RCPTs sent ahead to a slow next hop with %s', (extension) => {
+  const start = async (answered: number) => {
+    // One after the other, also where all have come at once.
+    const step = extension === 'PIPELINING' ? 60 : 0;
+    const rcpt = (_: string, nth: number): Act =>
+      nth < answered ? { act: 'delay', ms: 60 + nth * step, next: '250 2.1.5 ok' } : '';
+    const options = { rcptDeadline: '200ms', commandTimeout: '5s' };
+    proxy = await startProxy([{ extensions: [extension], script: { rcpt } }], options);
+    const client = await proxy.client();
+    const began = performance.now();
+    client.write('MAIL FROM:<s@src.example>\r\n');
+    for (let at = 0; at < 6; at++) client.write(`RCPT TO:<u${at}@a.example>\r\n`);
+    const replies = (await client.replies(7)).slice(1).map((reply) => reply.slice(0, 3));
+    return { client, replies, tookMs: performance.now() - began };
+  };
+
+  it('have --rcpt-deadline from the answer before', async () => {
+    const { client, replies } = await start(6);
+    expect(replies).toEqual(Array(6).fill('250'));
+    expect(await client.command('DATA')).toMatch(/^354/);
+    client.write('Subject: x\r\n\r\nx\r\n.\r\n');
+    expect(await client.reply()).toMatch(/^250/);
+    expect(proxy.sinks[0]!.messages[0]!.rcpts).toHaveLength(6);
+  });
+
+  it('are answered within it where no answer comes', async () => {
+    const { replies, tookMs } = await start(2);
+    expect(replies).toEqual(['250', '250', '451', '451', '451', '451']);
+    expect(tookMs).toBeLessThan(450);
+  });
+});
+
 describe('a 2xx that comes before our dot', () => {
   it.each(['data', 'body'] as const)('at %s is never an acknowledgement', async (phase) => {
     proxy = await startProxy([{ script: { [phase]: '250 2.0.0 queued' } }]);

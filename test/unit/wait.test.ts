@@ -37,3 +37,28 @@ it('cuts each wait when its own time is over, with one timer, and leaves none be
   expect(cut).toEqual(['first', 'last']);
   expect(vi.getTimerCount()).toBe(0);
 });
+
+it('gives a wait more time by its own account, until that is over or it is lifted', async () => {
+  const limit = new WaitLimit(1000);
+  const cut: string[] = [];
+  const more = (name: string, ...extensions: number[]) => {
+    const wait = new Wait();
+    wait.extension = () => extensions.shift() ?? 0;
+    wait.onCut = () => void cut.push(name);
+    limit.limit(wait);
+    return wait;
+  };
+  more('twice', 300, 200);
+  const lifted = more('lifted', 300);
+  await vi.advanceTimersByTimeAsync(900);
+  more('later');
+  await vi.advanceTimersByTimeAsync(200);
+  limit.lift(lifted);
+  await vi.advanceTimersByTimeAsync(399);
+  expect(cut).toEqual([]);
+  await vi.advanceTimersByTimeAsync(2);
+  expect(cut).toEqual(['twice']);
+  await vi.advanceTimersByTimeAsync(400);
+  expect(cut).toEqual(['twice', 'later']);
+  expect(vi.getTimerCount()).toBe(0);
+});
