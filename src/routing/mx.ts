@@ -109,28 +109,23 @@ const LAME = new Set(['ESERVFAIL', 'EREFUSED', 'ENOTIMP', 'EFORMERR']);
  * `timeoutMs` is the first of two tries; the second waits longer.
  */
 export function systemDns(servers: readonly string[], timeoutMs = 2_000): DnsClient {
-  const options = { timeout: timeoutMs, tries: 2 };
-  const all = new Resolver(options);
-  if (servers.length > 0) all.setServers(servers);
-  // Of its own accord it goes on to the next server only where one is silent.
-  const others = all
-    .getServers()
-    .map((_, at, each) => each.slice(at))
-    .slice(1)
-    .map((rest) => {
-      const resolver = new Resolver(options);
-      resolver.setServers(rest);
-      return resolver;
-    });
+  const resolverOf = (some: readonly string[]) => {
+    const resolver = new Resolver({ timeout: timeoutMs, tries: 2 });
+    if (some.length > 0) resolver.setServers(some);
+    return resolver;
+  };
+  const all = resolverOf(servers);
+  const addresses = all.getServers();
 
   async function ask<T>(query: (resolver: Resolver) => Promise<T>): Promise<T> {
     let asked = query(all);
-    for (const resolver of others) {
+    // Of its own accord it goes on to the next server only where one is silent.
+    for (let next = 1; next < addresses.length; next++) {
       try {
         return await asked;
       } catch (error) {
         if (!LAME.has((error as NodeJS.ErrnoException).code ?? '')) throw error;
-        asked = query(resolver);
+        asked = query(resolverOf(addresses.slice(next)));
       }
     }
     return await asked;
