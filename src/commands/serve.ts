@@ -1,6 +1,7 @@
 // The life of `cutthrough serve` once its config is known: start, the `ready` line, signals, exit codes; in one process,
 // or as the primary of several.
-// SIGTERM and SIGINT drain; a second one exits at once. SIGHUP reloads, and a broken file changes nothing.
+// SIGTERM and SIGINT drain; a second one exits at once. SIGHUP reloads, and a broken file changes nothing. A big queue
+// makes the start long: a signal is heeded after it.
 
 import type { Proxy as RunningProxy } from '../app.ts';
 import { checkCertificate } from '../certificate.ts';
@@ -28,24 +29,31 @@ export async function serve(
   for (const warning of [...warnings, ...certificate.warnings])
     logger.warn({ event: 'config_warning' }, warning);
 
-  const proxy = await start(first, logger);
   let current = first;
   let stopping = false;
+  let started = (_: RunningProxy): void => {};
+  const running = new Promise<RunningProxy>((resolve) => {
+    started = resolve;
+  });
   // One after the other: a second SIGHUP during a reload must not be overtaken by the first.
-  let reloading: Promise<void> = Promise.resolve();
+  let reloading = running;
   process.on('SIGHUP', () => {
     if (stopping) return;
-    reloading = reloading.then(async () => {
+    reloading = reloading.then(async (proxy) => {
       current = (await reload(proxy, load, logger)) ?? current;
+      return proxy;
     });
   });
   const onStop = (signal: NodeJS.Signals): void => {
     if (stopping) process.exit(1);
     stopping = true;
-    void stop(proxy, current.drainTimeoutMs, signal, logger);
+    logger.info({ event: 'draining', signal, drainTimeoutMs: current.drainTimeoutMs });
+    void running.then((proxy) => stop(proxy, current.drainTimeoutMs, logger));
   };
   process.on('SIGTERM', onStop).on('SIGINT', onStop);
-  logger.info({ event: 'ready', ...proxy.addresses, version: VERSION });
+  const proxy = await start(first, logger);
+  if (!stopping) logger.info({ event: 'ready', ...proxy.addresses, version: VERSION });
+  started(proxy);
 }
 
 async function start(config: Config, logger: Logger): Promise<RunningProxy> {
@@ -82,13 +90,7 @@ async function reload(proxy: RunningProxy, load: () => ParsedConfig, logger: Log
   return parsed.config;
 }
 
-async function stop(
-  proxy: RunningProxy,
-  drainTimeoutMs: number,
-  signal: string,
-  logger: Logger,
-): Promise<void> {
-  logger.info({ event: 'draining', signal, drainTimeoutMs });
+async function stop(proxy: RunningProxy, drainTimeoutMs: number, logger: Logger): Promise<void> {
   try {
     await proxy.close({ drainTimeoutMs });
   } catch (err) {
