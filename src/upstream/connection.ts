@@ -356,6 +356,9 @@ export class UpstreamConnection extends SMTPConnection {
       return this.#afterSlots(() => this.#answer('RCPT', replies.badSequence('need MAIL first'), next));
     }
     this.#rcptChunks = this.#chunks;
+    // Of those that wait for their answer some may be refused, and leave room for this one.
+    if (this.#slots.length > 0 && transaction.recipientCount >= this.#context.config.maxRecipients)
+      return this.#afterSlots(() => this.#onRcpt(text, next));
     const slot: Slot = { reply: null };
     const recipient = this.#admit(text, transaction);
     this.#slots.push(slot);

@@ -174,6 +174,19 @@ describe('recipients', () => {
     expect(replies).toEqual([...Array(3).fill('250 2.1.5'), ...Array(5).fill('452 4.5.3')]);
   });
 
+  it('that are refused leave their place to those pipelined behind them', async () => {
+    const rcpt = (line: string) => (line.includes('no') ? '550 5.1.1 no' : null);
+    const client = await start([{ script: { rcpt } }], { maxRecipients: 2 });
+    const names = ['no', 'a', 'no2', 'b', 'c'];
+    client.write(
+      `MAIL FROM:<s@src.example>\r\n${names.map((name) => `RCPT TO:<${name}@a.example>\r\n`).join('')}`,
+    );
+    expect(await client.reply()).toMatch(/^250/);
+    const replies: string[] = [];
+    for (const _ of names) replies.push((await client.reply()).slice(0, 9));
+    expect(replies).toEqual(['550 5.1.1', '250 2.1.5', '550 5.1.1', '250 2.1.5', '452 4.5.3']);
+  });
+
   it('up to the limit are taken although an earlier one still waits for its answer', async () => {
     const rcpt = { act: 'delay', ms: 300, next: '250 2.1.5 ok' } as const;
     const client = await start([{ script: { rcpt } }, {}, {}], { maxRecipients: 3 });
