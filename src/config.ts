@@ -135,7 +135,7 @@ export type TlsFiles = Pick<Config, 'tlsCert' | 'tlsKey'> &
 export type ConfigSources = Readonly<{
   /** By name, camelCase or kebab-case, as commander or `createProxy` has them; undefined = not given. */
   flags?: Readonly<Record<string, unknown>>;
-  /** The whole environment; only `CUTTHROUGH_*` is read. Repeatable options are separated by white space. */
+  /** The whole environment; only `CUTTHROUGH_*` is read. Repeatable options are separated by white space or commas. */
   env?: Readonly<Record<string, string | undefined>>;
   /** The parsed YAML, camelCase or kebab-case. */
   file?: unknown;
@@ -162,7 +162,6 @@ const FLAG_STYLE: Style = {
   splits: false,
 };
 
-// White space, because the hosts of a route are already separated by commas.
 const ENV_STYLE: Style = { label: envName, written: (label, text) => `${label}=${text}`, splits: true };
 
 const FILE_STYLE: Style = {
@@ -333,8 +332,9 @@ function toTexts(option: AnyOption, { raw, style }: Given): readonly string[] | 
   }
   if (Array.isArray(raw) && !mayBeList) return 'takes one value, not a list';
   if (option.takes !== 'many') return [list.join(',')];
+  const between = option.commas ? /\s+/ : /[\s,]+/;
   const texts = list.flatMap((item) =>
-    style.splits ? String(item).split(/\s+/).filter(Boolean) : String(item),
+    style.splits ? String(item).split(between).filter(Boolean) : String(item),
   );
   if (option.atLeastOne) return texts.length > 0 ? texts : 'needs at least one value';
   return texts.length === 1 && texts[0] === 'none' ? [] : texts;

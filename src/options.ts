@@ -35,7 +35,7 @@ type Option<T, F extends string | null, K extends Takes> = Readonly<{
   help: string;
   /** A repeatable option that makes no sense without any value. */
   atLeastOne?: true;
-  /** One value with commas in it, which in YAML may also be a list. */
+  /** A value may have commas in it; where it is the only one, it may be a list in YAML. */
   commas?: true;
 }>;
 
@@ -124,6 +124,7 @@ export const OPTIONS = {
         '?tls=POLICY&sni=NAME&ca=FILE',
     ),
     atLeastOne: true,
+    commas: true,
   },
   trust: many('trust', cidr, ['127.0.0.0/8', '::1/128'], 'clients that may relay to any domain'),
   'proxy-protocol': many(

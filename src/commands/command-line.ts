@@ -55,8 +55,9 @@ const HELP_ON_SOURCES = `
 Every option is also a variable, CUTTHROUGH_<NAME> (CUTTHROUGH_MX_PORT), and a
 key of the YAML file that --config names, in camelCase (mxPort). A flag beats
 the variable, which beats the file. An option marked with + can be repeated; in
-a variable its values are separated by white space, in YAML they are a list.
-Giving it replaces its default; "none" empties it.
+a variable its values are separated by white space or commas (routes by white
+space alone), in YAML they are a list. Giving it replaces its default; "none"
+empties it.
 Sizes take KiB, MiB and GiB, durations ms, s, m, h and d.`;
 
 const HELP_ON_OTHERS = `

@@ -109,7 +109,7 @@ const AFTER_OPTIONS: readonly string[] = [
   ...item(
     'CUTTHROUGH_NAME',
     'Every option, as its entry says. A flag beats the variable, which beats the file. The values of a repeatable ' +
-      'option are separated by white space; none empties it.',
+      'option are separated by white space or commas (routes by white space alone); none empties it.',
   ),
   ...item('NO_COLOR', 'If set, no colour on a terminal. Elsewhere there is none anyway.'),
   '.SH FILES',

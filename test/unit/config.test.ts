@@ -395,14 +395,14 @@ describe('precedence', () => {
     expect(good(sources).trust).toEqual(['198.51.100.1/32']);
   });
 
-  test('the environment separates values by white space, since routes have commas', () => {
+  test('the environment separates values by white space or commas, and routes, which have commas, by white space', () => {
     const env = {
       CUTTHROUGH_ROUTE: 'a.test=smtp://10.0.0.5,smtp://10.0.0.6\n  *=mx ',
-      CUTTHROUGH_TRUST: '::1\t10.0.0.1',
+      CUTTHROUGH_TRUST: '::1\t10.0.0.1,10.0.0.2, 10.0.0.3',
     };
     const config = good({ env });
     expect(config.routes.map(({ pattern }) => pattern)).toEqual(['a.test', '*']);
-    expect(config.trust).toEqual(['::1/128', '10.0.0.1/32']);
+    expect(config.trust).toEqual(['::1/128', '10.0.0.1/32', '10.0.0.2/32', '10.0.0.3/32']);
   });
 
   test('empty and undefined mean not given', () => {
