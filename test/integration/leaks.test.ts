@@ -22,6 +22,8 @@ function obeying(): SinkOptions {
 }
 
 let serial = 0;
+/** No message is another one again, for which the ledger would answer. */
+const header = () => `Message-ID: <${++serial}@src.example>\r\n\r\n`;
 
 type Way = (client: Client) => Promise<string | null>;
 
@@ -33,14 +35,14 @@ async function begin(client: Client, to: string[]): Promise<void> {
 async function inBody(client: Client, to: string[]): Promise<void> {
   await begin(client, to);
   expect(await client.command('DATA')).toMatch(/^354/);
-  client.write('Subject: x\r\n\r\ntext\r\n');
+  client.write(`${header()}text\r\n`);
 }
 
 const BOTH = ['u@a.example', 'v@b.example'];
 const send =
-  (to: string[], expected: RegExp, body = 'x: y\r\n\r\n'): Way =>
+  (to: string[], expected: RegExp, body = 'text\r\n'): Way =>
   async (client) => {
-    expect(await client.send('s@src.example', to, body)).toMatch(expected);
+    expect(await client.send('s@src.example', to, header() + body)).toMatch(expected);
     return null;
   };
 
