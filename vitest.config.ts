@@ -7,6 +7,7 @@ export default defineConfig({
     testTimeout: 15_000,
     hookTimeout: 15_000,
     pool: 'forks',
-    maxWorkers: 2,
+    // On two cores: a third of the time is waiting.
+    maxWorkers: 3,
   },
 });
