@@ -1,6 +1,7 @@
 // Connections on their way to a worker. Node's cluster (round_robin_handle.js) sends each with a message, one at a time for
 // each listener, and closes its own copy when the worker says that it has it. Where the worker ends before that, nobody does:
-// the client would wait for a greeting that never comes, and the descriptor stay open for good.
+// the client would wait for a greeting that never comes, and the descriptor stay open for good. And between the end of its
+// channel and the event that tells of that, late where a message was cut off, it drops what is a worker's turn.
 import type { ChildProcess } from 'node:child_process';
 
 type Handle = { close: () => void };
@@ -22,6 +23,12 @@ export function watchHandedOver(process: ChildProcess): () => void {
     return send(message, handle, ...rest);
   };
   process.send = watched as unknown as ChildProcess['send'];
+  const disconnect = process.disconnect.bind(process);
+  process.disconnect = () => {
+    disconnect();
+    // Cluster passes the worker over from here on.
+    process.emit('disconnect');
+  };
   return () => {
     for (const handle of latest.values()) if (holders.get(handle) === process) handle.close();
   };

@@ -238,6 +238,10 @@ class Primary implements RunningProxy {
       () => this.#ordersFor(slot),
       () => performance.now(),
     );
+    if (this.#listen.length > 0 && `${worker.listen}` !== `${this.#listen}`) {
+      await worker.drain(0);
+      throw new Error('the port that it was to share was given up by the last worker meanwhile');
+    }
     slot.current = worker;
     this.#listen = worker.listen;
     worker.watch(this.#heartbeat, () => this.#onHung(worker));

@@ -73,8 +73,9 @@ export class OwnProcess implements Subject {
   /** SIGKILL to the nth worker, which its primary replaces. */
   async killWorker(nth: number): Promise<void> {
     const status = await (await fetch(`http://${this.http()}/status`)).json();
-    const pids = (status as { workers: { pid: number | null }[] }).workers.flatMap(({ pid }) => pid ?? []);
-    if (pids.length > 1) process.kill(pids[nth % pids.length]!, 'SIGKILL');
+    const { workers } = status as { workers: { pid: number; state: string }[] };
+    const listening = workers.filter(({ state }) => state === 'listening');
+    if (listening.length > 1) process.kill(listening[nth % listening.length]!.pid, 'SIGKILL');
   }
 
   async close(): Promise<void> {
