@@ -243,7 +243,7 @@ export class Model {
       this.#violated(known, 'damaged or truncated');
     if (!complete) this.#violated(known, 'completed before its end had come');
     if (copy.known && copy.strays === 0) this.#violated(known, `<${recipient}> has it twice`);
-    else if (copy.known) copy.strays--;
+    else if (copy.known && told) copy.strays--;
     if (copy.told + copy.untold > 0) this.duplicates++;
     if (!told) {
       copy.untold++;
