@@ -51,6 +51,16 @@ async function emptied(upstream: Upstream): Promise<void> {
   }, 40_000);
 }
 
+/** It is cut off when it should read the first answer, and tries again until it has nothing left. @returns that answer */
+async function cutOffOnce(name: keyof typeof UPSTREAMS, proxy: Program): Promise<string | null> {
+  const tap = await CuttingTap.start(proxy.port());
+  const upstream = await UPSTREAMS[name](tap.port);
+  await give(upstream.port);
+  await until(() => tap.swallowed !== null, 20_000);
+  await emptied(upstream);
+  return tap.swallowed;
+}
+
 describe.each(['postfix', 'exim'] as const)('%s', (name) => {
   it.for<[mixed: string, flags: string[]]>([
     ['fail', []],
@@ -109,12 +119,7 @@ describe.each(['postfix', 'exim'] as const)('%s', (name) => {
     needPeers(context, name);
     const [a, b] = [await Sink.start(), await Sink.start()];
     const proxy = await Program.start(['--route', `a.example=${a.url}`, '--route', `b.example=${b.url}`]);
-    const tap = await CuttingTap.start(proxy.port());
-    const upstream = await UPSTREAMS[name](tap.port);
-    await give(upstream.port);
-    await until(() => tap.swallowed !== null, 20_000);
-    await emptied(upstream);
-    expect(tap.swallowed).toMatch(/^250 /);
+    expect(await cutOffOnce(name, proxy)).toMatch(/^250 /);
     expect([a, b].map((sink) => sink.messages.length)).toEqual([1, 1]);
     const outcomes = proxy.transactions().map(({ recipients }) => (recipients as { outcome: string }[])[0]);
     expect(outcomes.map((each) => each?.outcome)).toEqual(['accepted', 'suppressed']);
@@ -129,12 +134,7 @@ describe.each(['postfix', 'exim'] as const)('%s', (name) => {
       const flags = ['--route', `a.example=${a.url}`, '--route', `b.example=smtp://127.0.0.1:${port}`];
       const spool = ['--spool-dir', join(await temporaryDirectory(), 'spool'), '--retry-schedule', '200ms'];
       const proxy = await Program.start([...flags, '--fallback', fallback, ...spool]);
-      const tap = await CuttingTap.start(proxy.port());
-      const upstream = await UPSTREAMS[name](tap.port);
-      await give(upstream.port);
-      await until(() => tap.swallowed !== null, 20_000);
-      await emptied(upstream);
-      expect(tap.swallowed).toMatch(/^250 /);
+      expect(await cutOffOnce(name, proxy)).toMatch(/^250 /);
       const b = await Sink.start({ port });
       await until(async () => /^cutthrough_queue_messages 0$/m.test(await metricsOf(proxy)), 20_000);
       expect([a, b].map((sink) => sink.messages.length)).toEqual([1, 1]);
